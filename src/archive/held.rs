@@ -1,0 +1,86 @@
+//! A directory that is held open, so that what is read through it cannot be led elsewhere.
+//!
+//! A running service owns the directories that it shares: at any moment it may move one away and put a
+//! symbolic link in its place. A path of several parts is resolved anew by each call, so it may then lead
+//! anywhere this process may read. What is below a held directory is found through its descriptor instead.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Dir, Mode, OFlags};
+
+/// A directory by its descriptor.
+#[derive(Debug)]
+pub struct HeldDirectory(File);
+
+impl HeldDirectory {
+    /// Opens a directory by its path, whose links are followed: for the root of a tree, and for links that
+    /// are meant.
+    ///
+    /// Fails where `/proc` is not mounted, because [`Self::child`] would find nothing there and a file that
+    /// is not found counts as one that vanished. Linux containers always have it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = Self(rustix::fs::open(path, flags, Mode::empty())?.into());
+        let there = held.metadata()?;
+        let seen = std::fs::metadata(held.path()).map_err(|e| {
+            io::Error::other(format!(
+                "{} cannot be read ({e}): /proc must be mounted in this container",
+                held.path().display()
+            ))
+        })?;
+        if (there.dev(), there.ino()) == (seen.dev(), seen.ino()) {
+            return Ok(held);
+        }
+        Err(io::Error::other(
+            "/proc/self/fd does not show this process's files: mount /proc in this container",
+        ))
+    }
+
+    /// Opens a directory in this one; a symbolic link in its place is an error (`ELOOP` or `ENOTDIR`).
+    pub fn open_child(&self, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.0, name, flags, Mode::empty())?;
+        Ok(Self(opened.into()))
+    }
+
+    /// A path to an entry of this very directory, for as long as it is held. Only its last part can be a
+    /// symbolic link that leads on: who opens it must not follow that. Not for people to read.
+    pub fn child(&self, name: &OsStr) -> PathBuf {
+        self.path().join(name)
+    }
+
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.0.metadata()
+    }
+
+    /// The names in it, in no order, without `.` and `..`.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        Ok(names)
+    }
+
+    /// The file system's type: `f_type` of fstatfs(2).
+    pub fn file_system(&self) -> io::Result<u64> {
+        let kind = rustix::fs::fstatfs(&self.0)?.f_type;
+        // The field's type and sign differ between architectures; the magic numbers have 32 bits.
+        #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
+        let kind = (kind as u64) & 0xffff_ffff;
+        Ok(kind)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}

@@ -1,0 +1,90 @@
+//! The manifest: the document whose existence makes a backup.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::RepositoryError;
+use crate::services::{PointInTime, ServiceKind, ServiceReport};
+use crate::stack::ContainerRef;
+
+/// One committed backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The repository format, 1.
+    pub format: u32,
+    pub id: String,
+    /// Identity of the repository it was written for.
+    pub repository: String,
+    /// The backup before it in the same repository and project, and the SHA-256 of that manifest.
+    pub parent: Option<Parent>,
+    pub program_version: String,
+    pub host: String,
+    pub project: Option<String>,
+    pub started: Timestamp,
+    pub finished: Timestamp,
+    /// Between the first and the last service's point in time.
+    pub skew_ms: u64,
+    pub archives: Vec<ArchiveRecord>,
+    pub raw_bytes: u64,
+    /// Bytes of data files that were read for it; the rest was spliced.
+    pub read_bytes: u64,
+    /// Bytes of packs written for it.
+    pub stored_bytes: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    pub id: String,
+    pub manifest_sha256: String,
+}
+
+/// One service's archive in a backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ArchiveRecord {
+    /// The archive's name, which is the service's.
+    pub name: String,
+    pub kind: ServiceKind,
+    /// The container as it ran, when the Docker API told.
+    pub container: Option<ContainerRef>,
+    pub point: PointInTime,
+    pub report: ServiceReport,
+    /// Length of the tar stream.
+    pub raw_bytes: u64,
+    pub read_bytes: u64,
+    pub stored_bytes: u64,
+    /// SHA-256 of the whole stream; absent when unchanged files were spliced in unread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_sha256: Option<String>,
+    /// SHA-256 of the ranges file.
+    pub ranges_sha256: String,
+}
+
+impl Manifest {
+    /// What must hold before anything in it is believed.
+    pub(super) fn check(&self, id: &str, repository: &str) -> Result<(), RepositoryError> {
+        let fault = if self.format != super::FORMAT {
+            Some(format!("has format {}", self.format))
+        } else if self.id != id {
+            Some(format!("belongs to backup {}", self.id))
+        } else if self.repository != repository {
+            Some(format!("belongs to repository {}", self.repository))
+        } else {
+            self.archives
+                .iter()
+                .find(|archive| !super::session::is_archive_name(&archive.name))
+                .map(|archive| format!("names an archive \"{}\"", archive.name.escape_debug()))
+        };
+        match fault {
+            None => Ok(()),
+            Some(fault) => Err(RepositoryError::Invalid(format!(
+                "the manifest of {id} {fault}: it is damaged or misplaced"
+            ))),
+        }
+    }
+
+    pub fn archive(&self, name: &str) -> Option<&ArchiveRecord> {
+        self.archives.iter().find(|archive| archive.name == name)
+    }
+}

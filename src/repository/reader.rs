@@ -1,0 +1,233 @@
+//! Reads an archive's tar stream back out of the packs.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use futures_util::stream;
+use tokio::io::AsyncRead;
+use tokio_util::bytes::Bytes;
+use tokio_util::io::StreamReader;
+
+use super::frame::Decoder;
+use super::pack::PackReader;
+use super::ranges::{self, Range, RangeList};
+use super::store::Store;
+use super::{PackName, RepositoryError};
+
+/// Packs kept open, and decoded frames kept: a file's ranges go back and forth between few of them.
+const OPEN_PACKS: usize = 32;
+const KEPT_FRAMES: usize = 16;
+/// A list of ranges that is itself kept as blocks is read whole.
+const RANGES_TEXT_LIMIT_BYTES: u64 = 1 << 30;
+const READ_AHEAD_PIECES: usize = 8;
+pub(super) const PIECE_BYTES: usize = 256 * 1024;
+
+/// One archive as a stream of bytes, each frame checked as it is read.
+pub struct ArchiveReader {
+    packs: Packs,
+    ranges: std::vec::IntoIter<Range<PackName>>,
+    /// What is left of the range being read.
+    current: Option<Range<PackName>>,
+    left: u64,
+}
+
+impl ArchiveReader {
+    /// Opens the archive that a ranges file describes; its length must be `raw_bytes`.
+    pub(super) fn open(
+        store: Arc<dyn Store>,
+        ranges_file: Vec<u8>,
+        raw_bytes: u64,
+    ) -> Result<Self, RepositoryError> {
+        let ranges = resolve(&store, ranges_file)?;
+        if ranges.length() != raw_bytes {
+            return Err(RepositoryError::Invalid(format!(
+                "the ranges of an archive cover {} bytes, its manifest says {raw_bytes}",
+                ranges.length()
+            )));
+        }
+        Self::over(store, ranges)
+    }
+
+    fn over(store: Arc<dyn Store>, ranges: RangeList<PackName>) -> Result<Self, RepositoryError> {
+        let left = ranges.length();
+        let packs = Packs::new(store).map_err(|e| RepositoryError::io("set up zstd", e))?;
+        Ok(Self {
+            packs,
+            ranges: ranges.into_vec().into_iter(),
+            current: None,
+            left,
+        })
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> u64 {
+        self.left
+    }
+
+    /// Reads ahead on a blocking thread through a bounded channel.
+    pub fn into_async(mut self) -> impl AsyncRead + Unpin + Send + 'static {
+        let (pieces, receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(READ_AHEAD_PIECES);
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let mut piece = vec![0; PIECE_BYTES];
+                let step = match self.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        piece.truncate(n);
+                        Ok(Bytes::from(piece))
+                    }
+                    Err(err) => Err(err),
+                };
+                let failed = step.is_err();
+                // A closed channel means the reader is gone, and so is the need.
+                if pieces.blocking_send(step).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        StreamReader::new(Box::pin(stream::unfold(receiver, |mut receiver| async {
+            receiver.recv().await.map(|piece| (piece, receiver))
+        })))
+    }
+}
+
+impl Read for ArchiveReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let Some(range) = self.current.take().or_else(|| self.ranges.next()) else {
+                break;
+            };
+            let Some(out) = buf.get_mut(done..) else {
+                break;
+            };
+            let copied = self.packs.copy(range, out).map_err(io::Error::other)?;
+            let taken = copied as u64;
+            if taken < range.length {
+                self.current = Some(Range {
+                    offset: range.offset + taken,
+                    length: range.length - taken,
+                    ..range
+                });
+            }
+            done += copied;
+            self.left -= taken;
+        }
+        Ok(done)
+    }
+}
+
+/// Follows a ranges file down to depth 0.
+pub(super) fn resolve(
+    store: &Arc<dyn Store>,
+    file: Vec<u8>,
+) -> Result<RangeList<PackName>, RepositoryError> {
+    let text = |bytes| {
+        String::from_utf8(bytes).map_err(|_| {
+            RepositoryError::Invalid("a ranges file is not text: it is damaged".to_owned())
+        })
+    };
+    let (mut list, mut depth) = ranges::decode(&text(file)?)?;
+    while depth > 0 {
+        if list.length() > RANGES_TEXT_LIMIT_BYTES {
+            return Err(RepositoryError::Invalid(format!(
+                "a list of ranges claims {} bytes",
+                list.length()
+            )));
+        }
+        let mut bytes = Vec::new();
+        ArchiveReader::over(Arc::clone(store), list)?
+            .read_to_end(&mut bytes)
+            .map_err(|e| RepositoryError::io("read a list of ranges", e))?;
+        let (inner, inner_depth) = ranges::decode(&text(bytes)?)?;
+        if inner_depth + 1 != depth {
+            return Err(RepositoryError::Invalid(
+                "a list of ranges has the wrong depth: it is damaged".to_owned(),
+            ));
+        }
+        (list, depth) = (inner, inner_depth);
+    }
+    Ok(list)
+}
+
+/// Open packs and decoded frames, most recently used last.
+struct Packs {
+    store: Arc<dyn Store>,
+    decoder: Decoder,
+    open: VecDeque<(PackName, PackReader)>,
+    frames: VecDeque<KeptFrame>,
+}
+
+struct KeptFrame {
+    pack: PackName,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl KeptFrame {
+    fn holds(&self, pack: PackName, offset: u64) -> bool {
+        self.pack == pack && offset >= self.start && offset - self.start < self.bytes.len() as u64
+    }
+}
+
+impl Packs {
+    fn new(store: Arc<dyn Store>) -> io::Result<Self> {
+        Ok(Self {
+            store,
+            decoder: Decoder::new()?,
+            open: VecDeque::new(),
+            frames: VecDeque::new(),
+        })
+    }
+
+    /// Copies the front of `range` into `out`, as far as one frame and `out` reach.
+    fn copy(&mut self, range: Range<PackName>, out: &mut [u8]) -> Result<usize, RepositoryError> {
+        if !self
+            .frames
+            .iter()
+            .any(|f| f.holds(range.pack, range.offset))
+        {
+            self.load(range.pack, range.offset)?;
+        }
+        let ends_early = || RepositoryError::Damaged {
+            pack: range.pack,
+            why: format!("it ends before byte {}", range.offset),
+        };
+        let at = self
+            .frames
+            .iter()
+            .position(|f| f.holds(range.pack, range.offset))
+            .ok_or_else(ends_early)?;
+        let frame = self.frames.get(at).ok_or_else(ends_early)?;
+        let skip = usize::try_from(range.offset - frame.start).map_err(|_| ends_early())?;
+        let available = frame.bytes.get(skip..).unwrap_or_default();
+        let wanted = usize::try_from(range.length).unwrap_or(usize::MAX);
+        let count = available.len().min(wanted).min(out.len());
+        if let (Some(to), Some(from)) = (out.get_mut(..count), available.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        Ok(count)
+    }
+
+    fn load(&mut self, pack: PackName, offset: u64) -> Result<(), RepositoryError> {
+        let mut bytes = if self.frames.len() >= KEPT_FRAMES {
+            self.frames.pop_front().map(|f| f.bytes)
+        } else {
+            None
+        }
+        .unwrap_or_default();
+        let at = self.open.iter().position(|(name, _)| *name == pack);
+        let mut reader = match at.and_then(|at| self.open.remove(at)) {
+            Some((_, reader)) => reader,
+            None => PackReader::open(&*self.store, pack)?,
+        };
+        let start = reader.frame_at(offset, &mut self.decoder, &mut bytes)?;
+        if self.open.len() >= OPEN_PACKS {
+            self.open.pop_front();
+        }
+        self.open.push_back((pack, reader));
+        self.frames.push_back(KeptFrame { pack, start, bytes });
+        Ok(())
+    }
+}

@@ -1,0 +1,389 @@
+//! Where an archive's bytes go: known blocks become ranges, new ones go into frames and packs.
+//!
+//! The archive is nothing but its list of ranges, so an entry can be taken back ([`Sink::rewind`]): the
+//! blocks it stored stay in their pack, named or not.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
+use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT, Published};
+use super::pipeline::Pipeline;
+use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
+use super::session::Session;
+use super::table::{BlockTable, PageId};
+use super::{PackName, RepositoryError, hex};
+use crate::archive::Cut;
+use crate::archive::cache::{CachedFile, PackRef};
+
+/// One archive on its way into the repository.
+pub struct Sink {
+    /// Before the session: the workers, which the session waits for when it goes, end when no pipeline can
+    /// send them jobs any more.
+    pipeline: Pipeline,
+    session: Arc<Session>,
+    archive: String,
+    /// The frame being filled.
+    frame: Vec<u8>,
+    frame_limit: usize,
+    pack_limit: u64,
+    pack: Option<PackRef>,
+    pack_raw: u64,
+    table: BlockTable,
+    published: Vec<Published>,
+    ranges: RangeList<PackRef>,
+    raw_bytes: u64,
+    read_bytes: u64,
+    /// Of the whole stream, until something is spliced in unread.
+    stream_hash: Option<Sha256>,
+}
+
+/// A place in the stream to come back to.
+pub struct Mark {
+    ranges: usize,
+    last_length: u64,
+    raw_bytes: u64,
+    stream_hash: Option<Sha256>,
+}
+
+/// A finished archive: proof that all its packs are in the store. The commit asks for it.
+#[derive(Debug)]
+pub struct SealedArchive {
+    pub(super) name: String,
+    /// The ranges file.
+    pub(super) ranges_text: String,
+    /// Packs written for it, in order, with what is in them.
+    pub(super) published: Vec<Published>,
+    pub(super) raw_bytes: u64,
+    pub(super) read_bytes: u64,
+    pub(super) stream_sha256: Option<String>,
+}
+
+impl SealedArchive {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
+    pub fn stored_bytes(&self) -> u64 {
+        self.published.iter().map(|p| p.stored_bytes).sum()
+    }
+}
+
+impl Sink {
+    pub(super) fn new(session: Arc<Session>, archive: String) -> Result<Self, RepositoryError> {
+        let pipeline = session.pipeline()?;
+        Ok(Self {
+            session,
+            archive,
+            pipeline,
+            frame: Vec::with_capacity(FRAME_RAW_BYTES * 2),
+            frame_limit: FRAME_RAW_BYTES,
+            pack_limit: PACK_BYTES,
+            pack: None,
+            pack_raw: 0,
+            table: BlockTable::default(),
+            published: Vec::new(),
+            ranges: RangeList::default(),
+            raw_bytes: 0,
+            read_bytes: 0,
+            stream_hash: Some(Sha256::new()),
+        })
+    }
+
+    /// Frames and packs take the size that suits the entry that begins.
+    pub fn begin_body(&mut self, cut: Cut) {
+        (self.frame_limit, self.pack_limit) = match cut {
+            Cut::Model => (MODEL_FRAME_RAW_BYTES, MODEL_PACK_BYTES),
+            _ => (FRAME_RAW_BYTES, PACK_BYTES),
+        };
+    }
+
+    /// Adds a block that may be anywhere in the repository already.
+    pub fn block(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.pass(bytes);
+        let id = *self.session.block_hash(bytes).as_bytes();
+        let known = self.session.cache().block(&id)?;
+        if let Some(range) = known.filter(|range| range.length == bytes.len() as u64) {
+            self.ranges.push(range);
+            return Ok(());
+        }
+        let range = self.append(bytes)?;
+        self.table
+            .push_block(u32::try_from(bytes.len()).unwrap_or(u32::MAX), id);
+        self.session.cache().add_block(&id, range)?;
+        self.ranges.push(range);
+        self.settle_frame()
+    }
+
+    /// Adds a block of a file's body: a page when it is a whole one of a file cut into pages.
+    pub fn body_block(
+        &mut self,
+        cut: Cut,
+        bytes: &[u8],
+        old: &mut OldPages<'_>,
+        pages: &mut Vec<PageId>,
+    ) -> Result<(), RepositoryError> {
+        match cut {
+            Cut::Pages(unit) if bytes.len() == unit as usize => self.page(unit, bytes, old, pages),
+            _ => self.block(bytes),
+        }
+    }
+
+    fn page(
+        &mut self,
+        unit: u32,
+        bytes: &[u8],
+        old: &mut OldPages<'_>,
+        pages: &mut Vec<PageId>,
+    ) -> Result<(), RepositoryError> {
+        self.pass(bytes);
+        let hash = self.session.block_hash(bytes);
+        let id = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+        pages.push(id);
+        if old.next_is(id, &mut self.ranges) {
+            return Ok(());
+        }
+        let range = self.append(bytes)?;
+        self.table.push_page(unit, id);
+        self.ranges.push(range);
+        self.settle_frame()
+    }
+
+    /// Adds an unchanged entry by its ranges, unread.
+    pub fn splice(
+        &mut self,
+        name: &[u8],
+        ranges: &RangeList<PackRef>,
+    ) -> Result<(), RepositoryError> {
+        self.stream_hash = None;
+        self.raw_bytes += ranges.length();
+        self.session.progress.add_raw(ranges.length());
+        self.ranges.extend(ranges);
+        self.session
+            .cache()
+            .keep_file(self.session.run(), &self.archive, name)
+    }
+
+    pub fn cached_file(&self, name: &[u8]) -> Result<Option<CachedFile>, RepositoryError> {
+        self.session.cache().file(&self.archive, name)
+    }
+
+    /// Keeps what is needed to splice or compare the file next time.
+    pub fn remember(&self, name: &[u8], file: &CachedFile) -> Result<(), RepositoryError> {
+        self.session
+            .cache()
+            .put_file(self.session.run(), &self.archive, name, file)
+    }
+
+    pub fn mark(&self) -> Mark {
+        let ranges = self.ranges.as_slice();
+        Mark {
+            ranges: ranges.len(),
+            last_length: ranges.last().map_or(0, |r| r.length),
+            raw_bytes: self.raw_bytes,
+            stream_hash: self.stream_hash.clone(),
+        }
+    }
+
+    /// The ranges added since `mark`.
+    pub fn since(&self, mark: &Mark) -> RangeList<PackRef> {
+        self.ranges.since(mark.ranges, mark.last_length)
+    }
+
+    /// Takes back everything since `mark`.
+    pub fn rewind(&mut self, mark: Mark) {
+        self.ranges.truncate(mark.ranges, mark.last_length);
+        self.raw_bytes = mark.raw_bytes;
+        self.stream_hash = mark.stream_hash;
+    }
+
+    /// Counts bytes that were read from a service's data.
+    pub fn count_read(&mut self, bytes: u64) {
+        self.read_bytes += bytes;
+        self.session.progress.add_read(bytes);
+    }
+
+    /// Publishes what is open and writes the ranges file, as blocks when it is long.
+    pub fn seal(mut self) -> Result<SealedArchive, RepositoryError> {
+        self.publish_open()?;
+        let stream_sha256 = self.stream_hash.take().map(|hash| hex(&hash.finalize()));
+        let (raw_bytes, read_bytes) = (self.raw_bytes, self.read_bytes);
+        let mut depth = 0;
+        let mut text = ranges::encode(&self.named(&self.ranges)?, depth);
+        while text.len() > INLINE_LIMIT_BYTES && depth < MAX_DEPTH {
+            depth += 1;
+            self.pipeline = self.session.pipeline()?;
+            self.begin_body(Cut::Content);
+            self.ranges = RangeList::default();
+            let mut cutter = super::cutter::Cutter::new(Cut::Content, text.len() as u64);
+            cutter.feed(text.as_bytes(), |block| self.block(block))?;
+            cutter.finish(|block| self.block(block))?;
+            self.publish_open()?;
+            text = ranges::encode(&self.named(&self.ranges)?, depth);
+        }
+        Ok(SealedArchive {
+            name: self.archive,
+            ranges_text: text,
+            published: self.published,
+            raw_bytes,
+            read_bytes,
+            stream_sha256,
+        })
+    }
+
+    fn named(&self, ranges: &RangeList<PackRef>) -> Result<RangeList<PackName>, RepositoryError> {
+        let cache = self.session.cache();
+        ranges.map(|pack| cache.pack_name(pack)).ok_or_else(|| {
+            RepositoryError::Invalid(
+                "an archive names a pack that was never published: nothing was committed"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// Accounts for bytes that pass into the stream.
+    fn pass(&mut self, bytes: &[u8]) {
+        self.raw_bytes += bytes.len() as u64;
+        self.session.progress.add_raw(bytes.len() as u64);
+        if let Some(hash) = &mut self.stream_hash {
+            hash.update(bytes);
+        }
+    }
+
+    /// Puts a new block into the current frame; `settle_frame` must follow.
+    fn append(&mut self, bytes: &[u8]) -> Result<Range<PackRef>, RepositoryError> {
+        self.session.check_stop()?;
+        let pack = match self.pack {
+            Some(pack) => pack,
+            None => *self.pack.insert(self.session.cache().new_pack()?),
+        };
+        let range = Range {
+            pack,
+            offset: self.pack_raw,
+            length: bytes.len() as u64,
+        };
+        self.frame.extend_from_slice(bytes);
+        self.pack_raw += bytes.len() as u64;
+        Ok(range)
+    }
+
+    /// Hands over a full frame, and closes a full pack.
+    fn settle_frame(&mut self) -> Result<(), RepositoryError> {
+        if self.frame.len() < self.frame_limit {
+            return Ok(());
+        }
+        self.hand_over_frame()?;
+        if self.pipeline.written() >= self.pack_limit || self.pack_raw >= PACK_RAW_LIMIT {
+            self.close_pack()?;
+        }
+        Ok(())
+    }
+
+    fn hand_over_frame(&mut self) -> Result<(), RepositoryError> {
+        if !self.frame.is_empty() {
+            let raw = std::mem::take(&mut self.frame);
+            self.frame = self.pipeline.frame(raw)?;
+        }
+        Ok(())
+    }
+
+    fn close_pack(&mut self) -> Result<(), RepositoryError> {
+        self.hand_over_frame()?;
+        if let Some(pack) = self.pack.take() {
+            self.pipeline.close(pack, std::mem::take(&mut self.table))?;
+        }
+        self.pack_raw = 0;
+        Ok(())
+    }
+
+    /// Ends the pipeline: every pack so far is published and named.
+    fn publish_open(&mut self) -> Result<(), RepositoryError> {
+        self.close_pack()?;
+        let published = self.pipeline.finish()?;
+        let mut cache = self.session.cache();
+        for (pack, published) in published {
+            cache.name_pack(pack, published.name)?;
+            self.session.progress.add_stored(published.stored_bytes);
+            self.published.push(published);
+        }
+        Ok(())
+    }
+}
+
+/// The parent's pages of a file, walked in step with the new ones.
+pub struct OldPages<'a> {
+    unit: u64,
+    ids: std::slice::Iter<'a, PageId>,
+    ranges: std::slice::Iter<'a, Range<PackRef>>,
+    /// What is left of the range the walk is in.
+    current: Option<Range<PackRef>>,
+}
+
+impl<'a> OldPages<'a> {
+    pub fn none() -> Self {
+        Self {
+            unit: 0,
+            ids: [].iter(),
+            ranges: [].iter(),
+            current: None,
+        }
+    }
+
+    pub fn new(unit: u32, file: &'a CachedFile) -> Self {
+        let mut pages = Self {
+            unit: u64::from(unit),
+            ids: file.pages.iter(),
+            ranges: file.ranges.as_slice().iter(),
+            current: None,
+        };
+        pages.advance(file.header_bytes, |_| {});
+        pages
+    }
+
+    /// Moves one page on; when it is `id`, its place is added to `out`.
+    fn next_is(&mut self, id: PageId, out: &mut RangeList<PackRef>) -> bool {
+        let Some(old) = self.ids.next() else {
+            return false;
+        };
+        let same = *old == id;
+        self.advance(self.unit, |piece| {
+            if same {
+                out.push(piece);
+            }
+        });
+        same
+    }
+
+    fn advance(&mut self, mut bytes: u64, mut visit: impl FnMut(Range<PackRef>)) {
+        while bytes > 0 {
+            let Some(range) = self.current.take().or_else(|| self.ranges.next().copied()) else {
+                return;
+            };
+            let taken = range.length.min(bytes);
+            visit(Range {
+                length: taken,
+                ..range
+            });
+            if taken < range.length {
+                self.current = Some(Range {
+                    offset: range.offset + taken,
+                    length: range.length - taken,
+                    ..range
+                });
+            }
+            bytes -= taken;
+        }
+    }
+}

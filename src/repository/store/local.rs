@@ -1,0 +1,269 @@
+//! A directory as the store: the default.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::{Blob, Entry, RepositoryError, Spool, Store};
+use crate::durable::{self, AtomicFile};
+
+/// Only the owner reads or writes: an unencrypted repository holds secrets.
+const FILE_MODE: u32 = 0o600;
+
+/// No backup lives longer than a lease.
+const ABANDONED_AFTER: Duration = Duration::from_hours(24);
+
+/// A repository directory on a local or mounted file system.
+#[derive(Debug, Clone)]
+pub struct LocalStore {
+    root: PathBuf,
+}
+
+impl LocalStore {
+    /// Uses an existing directory.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf, RepositoryError> {
+        let plain = !key.is_empty()
+            && key
+                .split('/')
+                .all(|part| !part.is_empty() && part != "." && part != "..");
+        if plain {
+            Ok(self.root.join(key))
+        } else {
+            Err(RepositoryError::Invalid(format!("\"{key}\" is not a key")))
+        }
+    }
+
+    fn failed(&self, doing: &str, key: &str, err: io::Error) -> RepositoryError {
+        match err.kind() {
+            io::ErrorKind::NotFound => RepositoryError::Missing(key.to_owned()),
+            io::ErrorKind::AlreadyExists => RepositoryError::Exists(key.to_owned()),
+            _ => RepositoryError::io(format!("{doing} {}", self.root.join(key).display()), err),
+        }
+    }
+}
+
+impl Store for LocalStore {
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
+        let path = self.path(key)?;
+        make_parents(&path)
+            .and_then(|()| durable::write_new(&path, bytes, FILE_MODE))
+            .map_err(|e| self.failed("write", key, e))
+    }
+
+    fn spool(&self) -> Result<Box<dyn Spool>, RepositoryError> {
+        let dir = self.root.join("packs");
+        let file = durable::create_dir_all(&dir, 0o700)
+            .and_then(|()| AtomicFile::create(&dir, FILE_MODE))
+            .map_err(|e| self.failed("create a file in", "packs", e))?;
+        Ok(Box::new(LocalSpool {
+            file,
+            store: self.clone(),
+        }))
+    }
+
+    fn get(&self, key: &str, limit_bytes: u64) -> Result<Vec<u8>, RepositoryError> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(self.root.join(key))?
+                .take(limit_bytes + 1)
+                .read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        self.path(key)?;
+        let bytes = read().map_err(|e| self.failed("read", key, e))?;
+        if bytes.len() as u64 > limit_bytes {
+            return Err(RepositoryError::Invalid(format!(
+                "{key} is larger than {limit_bytes} bytes: it is damaged"
+            )));
+        }
+        Ok(bytes)
+    }
+
+    fn open(&self, key: &str) -> Result<Box<dyn Blob>, RepositoryError> {
+        let path = self.path(key)?;
+        let open = || -> io::Result<LocalBlob> {
+            let file = File::open(&path)?;
+            let size = file.metadata()?.len();
+            Ok(LocalBlob { file, size })
+        };
+        open()
+            .map(|blob| Box::new(blob) as Box<dyn Blob>)
+            .map_err(|e| self.failed("open", key, e))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Entry>, RepositoryError> {
+        let mut found = Vec::new();
+        let mut open = vec![(self.path(prefix)?, prefix.to_owned())];
+        while let Some((dir, key)) = open.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(self.failed("list", &key, e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| self.failed("list", &key, e))?;
+                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                    continue;
+                };
+                // Unfinished files begin with a dot.
+                if name.starts_with('.') {
+                    continue;
+                }
+                let child = format!("{key}/{name}");
+                let meta = match entry.metadata() {
+                    Ok(meta) => meta,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(self.failed("list", &child, e)),
+                };
+                if meta.is_dir() {
+                    open.push((entry.path(), child));
+                } else {
+                    found.push(Entry {
+                        key: child,
+                        size: meta.len(),
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), RepositoryError> {
+        let path = self.path(key)?;
+        durable::remove(&path)
+            .map(drop)
+            .map_err(|e| self.failed("delete", key, e))
+    }
+
+    fn remove_abandoned(&self) -> Result<(), RepositoryError> {
+        // By age, as leases are: another host may be writing here.
+        for (dir, keep) in [
+            ("packs", durable::is_temp as fn(&OsStr) -> bool),
+            ("leases", |_| true),
+        ] {
+            let entries = match fs::read_dir(self.root.join(dir)) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(self.failed("list", dir, e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| self.failed("list", dir, e))?;
+                let Ok(meta) = entry.metadata() else { continue };
+                let age = meta.modified().ok().and_then(|t| t.elapsed().ok());
+                if meta.is_file()
+                    && keep(&entry.file_name())
+                    && age.is_some_and(|age| age > ABANDONED_AFTER)
+                {
+                    durable::remove(&entry.path())
+                        .map_err(|e| self.failed("remove an abandoned file in", dir, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<(), RepositoryError> {
+        AtomicFile::create(&self.root, FILE_MODE)
+            .and_then(|mut file| file.write_all(b"lifeboat"))
+            .map_err(|e| self.failed("write to the repository directory", "", e))
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.root).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn describe(&self) -> String {
+        self.root.display().to_string()
+    }
+}
+
+/// Creates the directories that `path` needs; one that another host makes at the same time is as good.
+fn make_parents(path: &Path) -> io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |parent| durable::create_dir_all(parent, 0o700))
+}
+
+/// Whether a pack's SHA-256 is its name.
+fn holds_what_it_is_named(path: &Path) -> io::Result<bool> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hash.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+    let stem = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_suffix(".zst"));
+    Ok(stem == Some(crate::repository::hex(&hash.finalize()).as_str()))
+}
+
+struct LocalSpool {
+    file: AtomicFile,
+    store: LocalStore,
+}
+
+impl Write for LocalSpool {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Spool for LocalSpool {
+    fn publish(self: Box<Self>, key: &str) -> Result<(), RepositoryError> {
+        let Self { file, store } = *self;
+        let path = store.path(key)?;
+        if path.exists() {
+            // Named by its content: what is there is the same file, unless it was damaged; then this one heals it.
+            let same = holds_what_it_is_named(&path).map_err(|e| store.failed("read", key, e))?;
+            return if same {
+                Ok(())
+            } else {
+                file.commit_replacing(&path)
+                    .map_err(|e| store.failed("publish", key, e))
+            };
+        }
+        match make_parents(&path).and_then(|()| file.commit_new(&path)) {
+            // Another host was faster.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(|e| store.failed("publish", key, e)),
+        }
+    }
+}
+
+struct LocalBlob {
+    file: File,
+    size: u64,
+}
+
+impl Blob for LocalBlob {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&mut self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn stream(&mut self) -> io::Result<Box<dyn Read + '_>> {
+        self.file.seek(SeekFrom::Start(0))?;
+        Ok(Box::new(&self.file))
+    }
+}

@@ -1,0 +1,166 @@
+//! The configuration: the only reader of the environment.
+//!
+//! Every variable is defined once in [`VARIABLES`]: the parser, `NAME_FILE`, the README's table and the
+//! hint for a misspelt name all come from there. All mistakes are reported at once.
+
+mod parse;
+mod variables;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regex::Regex;
+use serde::Deserialize;
+
+pub use variables::{VARIABLES, Variable, markdown_table};
+
+/// Everything the program was told, parsed and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub repository: PathBuf,
+    pub state: PathBuf,
+    pub data: PathBuf,
+    pub project_dir: PathBuf,
+    pub project: Option<String>,
+    pub services: Option<Vec<String>>,
+    pub docker_host: Option<String>,
+
+    pub schedule: Schedule,
+    pub retention: RetentionPolicy,
+    pub exclude: Option<Regex>,
+    pub compression_level: i32,
+    pub lock_timeout: Duration,
+    pub stop_grace: Duration,
+    pub restore_timeout: Duration,
+    pub log_level: String,
+    pub log_json: bool,
+
+    pub postgres: PostgresConfig,
+    pub qdrant: QdrantConfig,
+    pub ollama: OllamaConfig,
+    pub n8n: N8nConfig,
+
+    /// Odd but harmless: unknown variables with a name close to a known one.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    pub cron: String,
+    pub jitter: Duration,
+    pub on_start: bool,
+    pub time_zone: String,
+}
+
+/// How many backups are kept; a backup is kept when any rule wants it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionPolicy {
+    /// `BACKUP_RETENTION_DAYS`: everything younger is kept.
+    pub within_days: Option<u32>,
+    pub last: Option<u32>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+    /// `BACKUP_PRUNING_LEEWAY`: added to the age limit.
+    pub leeway: Duration,
+    /// A backup smaller than this share (percent) of the one before freezes retention.
+    pub shrink_limit_percent: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct PostgresConfig {
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub database: Option<String>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    /// The data directory as the sidecar sees it, when it cannot be found through mounts.
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct QdrantConfig {
+    pub url: Option<String>,
+    pub grpc_url: Option<String>,
+    pub api_key: Option<Secret>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct OllamaConfig {
+    pub url: Option<String>,
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct N8nConfig {
+    pub url: Option<String>,
+    pub data: Option<PathBuf>,
+    pub encryption_key: Option<Secret>,
+}
+
+/// A value that never shows itself.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself: for the one call that needs it, never for a message.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Every mistake in the environment, one sentence each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", render(.0))]
+pub struct ConfigError(pub Vec<String>);
+
+fn render(mistakes: &[String]) -> String {
+    let mut text = match mistakes.len() {
+        1 => "one setting is wrong:".to_owned(),
+        n => format!("{n} settings are wrong:"),
+    };
+    for mistake in mistakes {
+        text.push_str("\n  - ");
+        text.push_str(mistake);
+    }
+    text
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(
+            std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
+    }
+
+    /// Reads the given variables; what tests and [`Self::from_env`] use.
+    pub fn from_vars(
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        parse::parse(vars.into_iter().collect::<BTreeMap<_, _>>())
+    }
+}
+
+#[cfg(test)]
+mod tests;

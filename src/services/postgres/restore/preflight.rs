@@ -1,0 +1,146 @@
+//! What is looked at before anything is touched.
+
+use super::{PostgresRestore, major_of};
+use crate::repository::manifest::ArchiveRecord;
+use crate::services::Check;
+use crate::services::postgres::facts::Facts;
+use crate::services::postgres::{locate, tablespaces};
+
+/// Everything that would make the restore fail or do harm.
+pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Check> {
+    let name = &restore.access.service;
+    let facts = match Facts::of(&record.report) {
+        Ok(facts) => facts,
+        Err(why) => return vec![Check::bad(format!("{name}: backup"), why)],
+    };
+    let line = |what: &str, outcome: Result<String, String>| Check {
+        subject: format!("{name}: {what}"),
+        outcome,
+        caution: false,
+    };
+    let tablespaces = tablespaces::preflight(&restore.access, &facts, &restore.root);
+    let count = facts.tablespaces.len();
+    vec![
+        line("data directory", restore.look_at_root()),
+        line("version", restore.look_at_version(&facts)),
+        restore.look_at_cluster(&facts),
+        line("owner", Ok(restore.look_at_owner(&facts, record))),
+        line(
+            "tablespaces",
+            tablespaces.map(|()| format!("{count}, each can be put back")),
+        ),
+        line("space", restore.look_at_space(record)),
+    ]
+}
+
+impl PostgresRestore {
+    fn look_at_root(&self) -> Result<String, String> {
+        let root = self.root.display();
+        match std::fs::metadata(&self.root) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(format!("{root} is not a directory: correct POSTGRES_DATA")),
+            Err(err) => {
+                return Err(format!(
+                    "{root} cannot be used ({err}): start the server once, so that it makes its data directory, or create it"
+                ));
+            }
+        }
+        if self
+            .access
+            .mount_of(&self.root)
+            .is_some_and(|m| m.read_only)
+        {
+            return Err(format!(
+                "{root} is mounted read-only: a restore writes there; mount it without `:ro`"
+            ));
+        }
+        Ok(root.to_string())
+    }
+
+    /// Data files fit one major version only.
+    fn look_at_version(&self, facts: &Facts) -> Result<String, String> {
+        let image = self
+            .access
+            .stack()
+            .environment
+            .get("PG_MAJOR")
+            .and_then(|text| text.parse::<u32>().ok());
+        let other = [
+            (image, "the server is"),
+            (major_of(&self.root), "the data there is of"),
+        ]
+        .into_iter()
+        .find_map(|(major, what)| Some((major.filter(|m| *m != facts.major)?, what)));
+        match other {
+            Some((major, what)) => Err(format!(
+                "the backup is of PostgreSQL {}, {what} PostgreSQL {major}: use the image of PostgreSQL {} for the restore (an empty data directory, if there is data of another version)",
+                facts.major, facts.major
+            )),
+            None if image.is_none() && major_of(&self.root).is_none() => Ok(format!(
+                "the backup is of PostgreSQL {}; what the server is cannot be seen from here: it must be the same",
+                facts.major
+            )),
+            None => Ok(format!("PostgreSQL {}, as the backup", facts.major)),
+        }
+    }
+
+    fn look_at_cluster(&self, facts: &Facts) -> Check {
+        let subject = format!("{}: cluster", self.access.service);
+        if major_of(&self.root).is_none() {
+            return Check::good(subject, "there is no data yet");
+        }
+        match locate::system_identifier(&self.access, &self.root) {
+            Ok(live) if live.to_string() == facts.system_identifier => {
+                Check::good(subject, "the backup is of the cluster that is there")
+            }
+            Ok(live) => Check::caution(
+                subject,
+                format!(
+                    "ANOTHER cluster's data is there (system identifier {live}, the backup's is {}); it will be replaced",
+                    facts.system_identifier
+                ),
+            ),
+            Err(err) => Check::good(
+                subject,
+                format!("note: the data that is there is damaged: {}", err.message),
+            ),
+        }
+    }
+
+    fn look_at_owner(&self, facts: &Facts, record: &ArchiveRecord) -> String {
+        let (uid, gid) = self.owner(facts);
+        let is_alpine = |image: &str| image.contains("alpine");
+        let images = (&record.container, &self.access.stack().container);
+        match images {
+            (Some(then), Some(now)) if is_alpine(&then.image) != is_alpine(&now.image) => format!(
+                "{uid}:{gid}; note: the backup is of the image {}, the server runs {}. They sort text differently: run REINDEX DATABASE on every database after the restore",
+                then.image, now.image
+            ),
+            _ => format!("{uid}:{gid}"),
+        }
+    }
+
+    fn look_at_space(&self, record: &ArchiveRecord) -> Result<String, String> {
+        let found = rustix::fs::statvfs(&self.root).map_err(|err| {
+            format!(
+                "the free space of {} is not known: {err}",
+                self.root.display()
+            )
+        })?;
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < record.raw_bytes {
+            return Err(format!(
+                "{} has {} MiB free, the backup needs {} MiB beside the data that is there: make room",
+                self.root.display(),
+                mib(free),
+                mib(record.raw_bytes)
+            ));
+        }
+        Ok(format!(
+            "{} of {} MiB free",
+            mib(record.raw_bytes),
+            mib(free)
+        ))
+    }
+}

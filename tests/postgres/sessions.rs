@@ -1,0 +1,118 @@
+//! However a backup ends, the server keeps nothing of it: no session, no slot, no backup mode.
+
+use super::*;
+
+#[test]
+fn a_session_that_ends_ends_the_backup() {
+    let mut cluster = Cluster::new();
+    let place = Place::new();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lifeboat'";
+    refused(
+        place.backup(&mut service(&cluster), || cluster.sql(end)),
+        ErrorKind::Unreachable,
+        &["cannot end the backup"],
+    );
+    assert_nothing_left(&cluster);
+
+    // Given up after `hold`: the server must not go on keeping WAL.
+    let mut held = service(&cluster);
+    place.block_on(held.hold(&place.run())).unwrap();
+    assert_eq!(
+        cluster.number("SELECT count(*) FROM pg_replication_slots"),
+        1
+    );
+    place.block_on(held.release()).unwrap();
+    place.block_on(held.release()).unwrap();
+    assert_nothing_left(&cluster);
+
+    // Dropped without a word, as by a panic.
+    let mut dropped = service(&cluster);
+    place.block_on(dropped.hold(&place.run())).unwrap();
+    drop(dropped);
+    assert_nothing_left(&cluster);
+
+    // The server is killed and comes back meanwhile.
+    let mut service = service(&cluster);
+    place.block_on(service.hold(&place.run())).unwrap();
+    cluster.kill();
+    cluster.start();
+    refused(
+        place.block_on(service.freeze()),
+        ErrorKind::Unreachable,
+        &["cannot end the backup"],
+    );
+    place.block_on(service.release()).unwrap();
+    assert_nothing_left(&cluster);
+}
+
+#[test]
+fn time_outs_of_the_role_do_not_end_the_backup() {
+    let cluster = Cluster::new();
+    cluster.sql("CREATE ROLE hasty LOGIN SUPERUSER PASSWORD 'h'; ALTER ROLE hasty SET statement_timeout = '1ms'");
+    if major() >= 14 {
+        cluster.sql("ALTER ROLE hasty SET idle_session_timeout = '50ms'");
+    }
+    let vars = [("POSTGRES_USER", "hasty"), ("POSTGRES_PASSWORD", "h")];
+    let mut service = Postgres::new(&config(&vars), &cluster.stack()).unwrap();
+    let busy = "SELECT count(*) FROM (SELECT 1) one WHERE NOT EXISTS (SELECT FROM pg_stat_activity \
+                WHERE application_name = 'lifeboat' AND clock_timestamp() - state_change > '200ms')";
+    Place::new()
+        .backup(&mut service, || cluster.wait_for_zero(busy))
+        .unwrap();
+}
+
+#[test]
+fn a_backup_given_up_while_the_server_is_busy_leaves_nothing() {
+    let cluster = Cluster::new();
+    let place = Place::new();
+    let mut blocker = cluster.connect();
+    let mut transaction = blocker.transaction().unwrap();
+    transaction
+        .batch_execute("LOCK TABLE pg_tablespace IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
+    let mut service = service(&cluster);
+    let run = place.run();
+    let waits = "SELECT 1 - count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE NOT granted AND application_name = 'lifeboat'";
+    let (waiting, seen) = tokio::sync::oneshot::channel();
+    std::thread::scope(|scope| {
+        let transaction = &mut transaction;
+        scope.spawn(move || {
+            transaction_sees_zero(transaction, waits);
+            waiting.send(()).unwrap();
+        });
+        place.block_on(async {
+            tokio::select! {
+                held = service.hold(&run) => panic!("it did not wait for the lock: {held:?}"),
+                seen = seen => seen.unwrap(),
+            }
+        });
+    });
+    place.block_on(service.release()).unwrap();
+    // Still locked: it was the release that ended the query.
+    transaction_sees_zero(
+        &mut transaction,
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lifeboat'",
+    );
+    transaction.rollback().unwrap();
+    assert_nothing_left(&cluster);
+}
+
+/// Waits on a connection that is there already: new ones would wait for the lock, too.
+fn transaction_sees_zero(transaction: &mut postgres::Transaction<'_>, query: &str) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        transaction
+            .batch_execute("SELECT pg_stat_clear_snapshot()")
+            .unwrap();
+        let left: i64 = transaction.query_one(query, &[]).unwrap().get(0);
+        if left == 0 {
+            return;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "still {left}: {query}"
+        );
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,119 @@
+//! Which containers a restore stops and starts, and why.
+
+use std::collections::BTreeSet;
+
+use super::{PlannedContainer, PlannedService, PlannedWay};
+use crate::services::ServiceKind;
+use crate::stack::{CompanionRole, ContainerRef, Stack};
+
+/// A service or a worker beside one, as far as stopping and starting goes.
+pub struct Member<'s> {
+    pub name: &'s str,
+    pub kind: ServiceKind,
+    pub container: Option<&'s ContainerRef>,
+    depends_on: &'s [String],
+    worker: bool,
+}
+
+pub enum Why {
+    Restored,
+    Writes(ServiceKind),
+    Needs(String),
+}
+
+impl Member<'_> {
+    pub fn planned(&self, why: &Why, members: &[Member<'_>]) -> PlannedContainer {
+        let needs_n8n = members
+            .iter()
+            .any(|other| other.kind == ServiceKind::N8n && depends(self, other.name, members));
+        PlannedContainer {
+            service: self.name.to_owned(),
+            kind: self.kind,
+            container: self.container.cloned(),
+            why: match why {
+                Why::Restored => "its data is swapped".to_owned(),
+                Why::Writes(kind) => format!("it writes to the {kind} data that is restored"),
+                Why::Needs(name) => format!("it depends on {name}"),
+            },
+            late: self.kind == ServiceKind::N8n || needs_n8n,
+        }
+    }
+}
+
+/// Everything that may run, in start order; jobs that run to their end are left out.
+pub fn members(stack: &Stack) -> Vec<Member<'_>> {
+    let services = stack.services.iter().map(|s| Member {
+        name: &s.name,
+        kind: s.kind,
+        container: s.container.as_ref(),
+        depends_on: &s.depends_on,
+        worker: false,
+    });
+    let workers = stack
+        .companions
+        .iter()
+        .filter(|c| c.role == CompanionRole::Worker)
+        .map(|c| Member {
+            name: &c.name,
+            kind: c.kind,
+            container: Some(&c.container),
+            depends_on: &c.depends_on,
+            worker: true,
+        });
+    services.chain(workers).collect()
+}
+
+/// What stops: each swapped service, the workers on its data, n8n where its database or files are swapped,
+/// and whatever depends on one of them.
+pub fn affected<'a, 's>(
+    members: &'a [Member<'s>],
+    services: &[PlannedService],
+) -> Vec<(&'a Member<'s>, Why)> {
+    let swapped: Vec<_> = services
+        .iter()
+        .filter(|s| matches!(s.way, PlannedWay::Swap { .. }))
+        .collect();
+    let n8n_writes = swapped
+        .iter()
+        .map(|s| s.kind)
+        .find(|kind| matches!(kind, ServiceKind::Postgres | ServiceKind::N8n));
+    members
+        .iter()
+        .filter(|member| member.kind != ServiceKind::Project)
+        .filter_map(|member| {
+            let why = if swapped
+                .iter()
+                .any(|s| s.service == member.name && !member.worker)
+            {
+                Why::Restored
+            } else if let Some(kind) = n8n_writes.filter(|_| member.kind == ServiceKind::N8n) {
+                Why::Writes(kind)
+            } else if member.worker && swapped.iter().any(|s| s.kind == member.kind) {
+                Why::Writes(member.kind)
+            } else {
+                let needed = swapped
+                    .iter()
+                    .find(|s| depends(member, &s.service, members))?;
+                Why::Needs(needed.service.clone())
+            };
+            Some((member, why))
+        })
+        .collect()
+}
+
+/// Whether a member needs another, directly or through others.
+fn depends(member: &Member<'_>, on: &str, members: &[Member<'_>]) -> bool {
+    let mut waiting: Vec<&str> = member.depends_on.iter().map(String::as_str).collect();
+    let mut seen = BTreeSet::new();
+    while let Some(name) = waiting.pop() {
+        if name == on {
+            return true;
+        }
+        if seen.insert(name)
+            && let Some(next) = members.iter().find(|m| m.name == name)
+        {
+            waiting.extend(next.depends_on.iter().map(String::as_str));
+        }
+    }
+    false
+}

@@ -1,0 +1,32 @@
+//! From the stack's services to their adapters: the one place that knows them all.
+
+use crate::config::Config;
+use crate::restore::Restore;
+use crate::services::{
+    Service, ServiceError, ServiceKind, n8n, ollama, postgres, project, qdrant, volume,
+};
+use crate::stack::StackService;
+
+/// The adapter that backs a service up.
+pub fn service(config: &Config, found: &StackService) -> Result<Box<dyn Service>, ServiceError> {
+    Ok(match found.kind {
+        ServiceKind::Postgres => Box::new(postgres::Postgres::new(config, found)?),
+        ServiceKind::Qdrant => Box::new(qdrant::Qdrant::new(config, found)?),
+        ServiceKind::Ollama => Box::new(ollama::Ollama::new(config, found)?),
+        ServiceKind::N8n => Box::new(n8n::N8n::new(config, found)?),
+        ServiceKind::Volume => Box::new(volume::Volume::new(config, found)?),
+        ServiceKind::Project => Box::new(project::Project::new(config, found)?),
+    })
+}
+
+/// The adapter that restores it.
+pub fn restore(config: &Config, found: &StackService) -> Result<Box<dyn Restore>, ServiceError> {
+    Ok(match found.kind {
+        ServiceKind::Postgres => Box::new(postgres::PostgresRestore::new(config, found)?),
+        ServiceKind::Qdrant => Box::new(qdrant::QdrantRestore::new(config, found)?),
+        ServiceKind::Ollama => Box::new(ollama::OllamaRestore::new(config, found)?),
+        ServiceKind::N8n => Box::new(n8n::N8nRestore::new(config, found)?),
+        ServiceKind::Volume => Box::new(volume::VolumeRestore::new(config, found)?),
+        ServiceKind::Project => Box::new(project::ProjectRestore::new(config, found)?),
+    })
+}

@@ -1,0 +1,365 @@
+//! `backup`: hold, copy, freeze, drain, release, commit, and then retention.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use serde::Serialize;
+use tracing::Instrument as _;
+
+use super::record::Record;
+use super::workplace::Workplace;
+use super::{Context, Failure, adapters, output};
+use crate::archive::{ArchiveWriter, SealedArchive};
+use crate::repository::manifest::Manifest;
+use crate::repository::session::{ArchiveNotes, Backup, BackupNotes, new_id};
+use crate::repository::{Repository, RepositoryError};
+use crate::retention::{self, Candidate, Decision};
+use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
+use crate::stack::ContainerRef;
+
+/// Backs up the stack now, while it runs.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Applies retention although it is frozen because a backup shrank: you have looked.
+    #[arg(long)]
+    pub accept_shrink: bool,
+    /// Begins a new repository although backups were made to another one before.
+    #[arg(long)]
+    pub new_repository: bool,
+}
+
+/// A finished backup and what retention made of the older ones.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    pub manifest: Manifest,
+    pub retention: Decision,
+}
+
+pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let outcome = make(context, "backup", args).await?;
+    Ok(output::print(context.json, &outcome, text)?)
+}
+
+/// Makes one backup, applies retention, and remembers how it went.
+pub(super) async fn make(
+    context: &Context,
+    trigger: &str,
+    args: &Args,
+) -> Result<Outcome, Failure> {
+    let result = backup_and_retain(context, trigger, args)
+        .await
+        .map_err(Failure::from);
+    match &result {
+        Ok(outcome) => {
+            Record::note_backup(&context.config.state, Ok(&outcome.manifest.id));
+            Record::update(&context.config.state, |r| {
+                r.retention_frozen.clone_from(&outcome.retention.frozen);
+            });
+        }
+        Err(failure) => Record::note_backup(&context.config.state, Err(&failure.to_string())),
+    }
+    result
+}
+
+async fn backup_and_retain(
+    context: &Context,
+    trigger: &str,
+    args: &Args,
+) -> anyhow::Result<Outcome> {
+    let place = Workplace::enter(context, trigger).await?;
+    Record::note_begin(&context.config.state);
+    let repository = open_repository(context, args.new_repository)?;
+    repository.store().check_writable()?;
+    let manifest = backup(context, &place, &repository).await?;
+    let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
+    Ok(Outcome {
+        manifest,
+        retention,
+    })
+}
+
+/// Opens the repository, or makes it; an empty mount point in the place of the known one is neither.
+fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Repository> {
+    let dir = &context.config.repository;
+    let known = Record::load(&context.config.state)
+        .repository
+        .filter(|_| !new_repository);
+    let repository = match (Repository::open_local(dir), known) {
+        (Err(RepositoryError::NoRepository(place)), Some(_)) => anyhow::bail!(
+            "{place} is empty, but backups were made to a repository there before: is the disk mounted? \
+             To begin a new one, run `backup --new-repository`"
+        ),
+        (Ok(repository), Some(id)) if repository.id() != id => anyhow::bail!(
+            "{} holds another repository ({}) than the one backups were made to ({id}): is the right disk mounted? \
+             To go on with this one, run `backup --new-repository`",
+            dir.display(),
+            repository.id()
+        ),
+        (Err(RepositoryError::NoRepository(_)), None) => Repository::open_or_init_local(dir)?,
+        (opened, _) => opened?,
+    };
+    Record::update(&context.config.state, |record| {
+        record.repository = Some(repository.id().to_owned());
+    });
+    Ok(repository)
+}
+
+/// A service on its way into the backup.
+struct Part {
+    service: Box<dyn Service>,
+    container: Option<ContainerRef>,
+    archive: Option<ArchiveWriter>,
+    point: Option<PointInTime>,
+    report: Option<ServiceReport>,
+    span: tracing::Span,
+}
+
+async fn backup(
+    context: &Context,
+    place: &Workplace,
+    repository: &Repository,
+) -> anyhow::Result<Manifest> {
+    let id = new_id(Timestamp::now());
+    let run = place.run(&context.config, &id)?;
+    let mut parts = Vec::new();
+    for found in &place.stack.services {
+        let service = adapters::service(&context.config, found)?;
+        let span = tracing::info_span!("backup", service = %service.name(), backup = %id);
+        parts.push(Part {
+            service,
+            container: found.container.clone(),
+            archive: None,
+            point: None,
+            report: None,
+            span,
+        });
+    }
+    anyhow::ensure!(
+        !parts.is_empty(),
+        "no service was found to back up: set DOCKER_HOST or mount the Docker socket, or name services by POSTGRES_HOST, QDRANT_URL, OLLAMA_URL, N8N_DATA; `doctor` says more"
+    );
+    tracing::info!(backup = %id, services = parts.len(), "begins");
+    let session = repository.begin(&id, &context.config.state, context.config.compression_level)?;
+    let stopper = tokio::spawn({
+        let (stop, session) = (context.stop.clone(), session.session().clone());
+        async move {
+            stop.cancelled().await;
+            session.request_stop();
+        }
+    });
+    let mut estimate_bytes = 0;
+    for part in &parts {
+        estimate_bytes += part.service.estimate().await;
+    }
+    let bar = output::BackupBar::start(session.session().clone(), estimate_bytes, context.json);
+    let stepped = steps(&mut parts, &session, &run, &bar).await;
+    // Whatever happened: nothing stays held in a service.
+    let released = release(&mut parts).await;
+    drop(bar);
+    stopper.abort();
+    if stepped.is_err() || released.is_err() {
+        // The archives are given up while the session still stands.
+        parts.clear();
+    }
+    stepped?;
+    released?;
+    let archives = seal(parts)?;
+    let notes = BackupNotes {
+        host: host_name(),
+        project: place.stack.project.clone(),
+        warnings: place.stack.warnings.clone(),
+    };
+    let manifest = tokio::task::block_in_place(|| session.commit(archives, notes))
+        .context("commit the backup")?;
+    tracing::info!(
+        backup = %id,
+        "done: {} read, {} newly stored, skew {} ms",
+        output::bytes(manifest.read_bytes),
+        output::bytes(manifest.stored_bytes),
+        manifest.skew_ms
+    );
+    Ok(manifest)
+}
+
+async fn steps(
+    parts: &mut [Part],
+    session: &Backup<'_>,
+    run: &RunContext,
+    bar: &output::BackupBar,
+) -> anyhow::Result<()> {
+    for part in &mut *parts {
+        bar.say("hold");
+        part.service.hold(run).instrument(part.span.clone()).await?;
+    }
+    for part in &mut *parts {
+        bar.say(part.service.name());
+        let mut archive = session.archive(part.service.name())?;
+        part.service
+            .copy(&mut archive)
+            .instrument(part.span.clone())
+            .await?;
+        part.archive = Some(archive);
+    }
+    // The instants that matter, as close together as they come.
+    parts.sort_by_key(|part| freeze_order(part.service.kind()));
+    for part in &mut *parts {
+        bar.say("freeze");
+        part.point = Some(part.service.freeze().instrument(part.span.clone()).await?);
+    }
+    parts.sort_by_key(|part| drain_order(part.service.kind()));
+    for part in &mut *parts {
+        bar.say(part.service.name());
+        let archive = part.archive.as_mut().context("an archive was not begun")?;
+        part.report = Some(
+            part.service
+                .drain(archive)
+                .instrument(part.span.clone())
+                .await?,
+        );
+    }
+    Ok(())
+}
+
+/// n8n last: what its files name is then in the databases that were frozen just before.
+const fn freeze_order(kind: ServiceKind) -> u8 {
+    match kind {
+        ServiceKind::Project => 0,
+        ServiceKind::Ollama => 1,
+        ServiceKind::Qdrant => 2,
+        ServiceKind::Postgres => 3,
+        ServiceKind::N8n => 4,
+        ServiceKind::Volume => 5,
+    }
+}
+
+/// Files that go on changing first; what a server holds still for us can wait.
+const fn drain_order(kind: ServiceKind) -> u8 {
+    match kind {
+        ServiceKind::N8n => 0,
+        ServiceKind::Volume => 1,
+        ServiceKind::Project => 2,
+        ServiceKind::Postgres => 3,
+        ServiceKind::Qdrant => 4,
+        ServiceKind::Ollama => 5,
+    }
+}
+
+async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
+    let mut first = None;
+    for part in parts {
+        if let Err(err) = part.service.release().instrument(part.span.clone()).await {
+            tracing::error!(
+                service = part.service.name(),
+                "cannot be released: {err}; the next run tries again"
+            );
+            first = first.or(Some(err));
+        }
+    }
+    first.map_or(Ok(()), |err| Err(err).context("release a service"))
+}
+
+fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
+    let mut archives = Vec::with_capacity(parts.len());
+    for part in parts {
+        let archive = part.archive.context("an archive was not begun")?;
+        let sealed = tokio::task::block_in_place(|| archive.seal())?;
+        let notes = ArchiveNotes {
+            kind: part.service.kind(),
+            container: part.container,
+            point: part.point.context("a service was not frozen")?,
+            report: part.report.context("a service did not report")?,
+        };
+        for warning in &notes.report.warnings {
+            tracing::warn!(service = part.service.name(), "{warning}");
+        }
+        archives.push((sealed, notes));
+    }
+    Ok(archives)
+}
+
+/// Decides over all good backups of the project, and drops the manifests of those that nothing wants.
+fn retain(
+    context: &Context,
+    repository: &Repository,
+    newest: &Manifest,
+    accept_shrink: bool,
+) -> anyhow::Result<Decision> {
+    let mut candidates = Vec::new();
+    for id in repository.backups()? {
+        match repository.manifest(&id) {
+            Ok(manifest) if manifest.project == newest.project => {
+                candidates.push(Candidate::of(&manifest));
+            }
+            Ok(_) => {}
+            // Not counted, and not dropped: verify says what is wrong with it.
+            Err(err) => tracing::error!("{err}: it is not counted by retention; run `verify`"),
+        }
+    }
+    if accept_shrink {
+        Record::update(&context.config.state, |record| {
+            record.shrink_accepted = Some(newest.id.clone());
+        });
+    }
+    let accepted = Record::load(&context.config.state).shrink_accepted;
+    let policy = &context.config.retention;
+    let zone = jiff::tz::TimeZone::get(&context.config.schedule.time_zone)
+        .unwrap_or(jiff::tz::TimeZone::UTC);
+    let decision = retention::decide(
+        policy,
+        &candidates,
+        accepted.as_deref(),
+        Timestamp::now(),
+        &zone,
+    );
+    if let Some(why) = &decision.frozen {
+        tracing::error!(
+            "retention is frozen: {why}; when it is right, run `backup --accept-shrink`"
+        );
+    }
+    for id in &decision.drop {
+        repository
+            .drop_backup(id)
+            .with_context(|| format!("drop backup {id}"))?;
+        tracing::info!(backup = %id, "dropped by retention");
+    }
+    Ok(decision)
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn text(outcome: &Outcome) -> String {
+    let manifest = &outcome.manifest;
+    let took =
+        Duration::try_from(manifest.finished.duration_since(manifest.started)).unwrap_or_default();
+    let rows: Vec<Vec<String>> = manifest
+        .archives
+        .iter()
+        .map(|a| {
+            vec![
+                a.name.clone(),
+                output::bytes(a.raw_bytes),
+                output::bytes(a.read_bytes),
+                output::bytes(a.stored_bytes),
+            ]
+        })
+        .collect();
+    format!(
+        "{}backup {} is complete after {}: {} in all, {} newly stored, {} ms between the services' points in time\n",
+        output::table(
+            &["service", "size", "read", "stored"],
+            &[false, true, true, true],
+            &rows
+        ),
+        manifest.id,
+        output::duration(took),
+        output::bytes(manifest.raw_bytes),
+        output::bytes(manifest.stored_bytes),
+        manifest.skew_ms
+    )
+}

@@ -1,0 +1,185 @@
+//! `doctor`: whether a backup would work, and what to do when not.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{Context, Failure, adapters, output};
+use crate::repository::store::LocalStore;
+use crate::repository::store::Store as _;
+use crate::repository::{Repository, RepositoryError};
+use crate::services::Check;
+use crate::stack::discover;
+use crate::stack::engine::Engine;
+
+/// Checks configuration, mounts, rights, connections and space; changes nothing.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    good: bool,
+    checks: Vec<Check>,
+}
+
+pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
+    let config = &context.config;
+    let mut checks = vec![Check::good("configuration", "every setting is understood")];
+    checks.extend(
+        config
+            .warnings
+            .iter()
+            .map(|warning| Check::bad("configuration", warning.clone())),
+    );
+    checks.push(writable("state directory", &config.state, "LIFEBOAT_STATE"));
+    checks.push(repository(&config.repository));
+    let mut estimate_bytes = 0;
+    match Engine::from_config(config).await {
+        Err(err) => checks.push(Check::bad("docker", err.to_string())),
+        Ok(engine) => {
+            match &engine {
+                Some(engine) => checks.push(Check::good(
+                    "docker",
+                    format!("{}, API {}", engine.host(), engine.api_version()),
+                )),
+                None => checks.push(Check::good(
+                    "docker",
+                    "not used: a restore asks you to stop and start the services",
+                )),
+            }
+            match discover::discover(config, engine.as_ref()).await {
+                Err(err) => checks.push(Check::bad("stack", err.to_string())),
+                Ok(stack) => {
+                    checks.extend(
+                        stack
+                            .warnings
+                            .iter()
+                            .map(|warning| Check::bad("stack", warning.clone())),
+                    );
+                    if stack.services.is_empty() {
+                        checks.push(Check::bad("stack", "no service was found: mount the Docker socket, or name the services by POSTGRES_HOST, QDRANT_URL, OLLAMA_URL, N8N_DATA"));
+                    }
+                    for found in &stack.services {
+                        match adapters::service(config, found) {
+                            Ok(service) => {
+                                checks.extend(service.check().await);
+                                estimate_bytes += service.estimate().await;
+                            }
+                            Err(err) => checks.push(Check::bad(found.name.clone(), err.message)),
+                        }
+                    }
+                }
+            }
+        }
+    }
+    checks.push(space(&config.repository, estimate_bytes));
+    let report = Report {
+        good: checks.iter().all(|check| check.outcome.is_ok()),
+        checks,
+    };
+    output::print(context.json, &report, text)?;
+    if report.good {
+        Ok(())
+    } else {
+        Err(Failure::sentence(
+            "a backup would not work yet: see the lines marked ✗",
+        ))
+    }
+}
+
+fn writable(subject: &str, dir: &Path, variable: &str) -> Check {
+    let tried = crate::durable::create_dir_all(dir, 0o700)
+        .and_then(|()| crate::durable::AtomicFile::create(dir, 0o600));
+    match tried {
+        Ok(_) => Check::good(subject, dir.display().to_string()),
+        Err(err) => Check::bad(
+            subject,
+            format!(
+                "{err}: mount a writable directory at {} or set {variable}",
+                dir.display()
+            ),
+        ),
+    }
+}
+
+fn repository(dir: &Path) -> Check {
+    let subject = "repository";
+    let writable = writable(subject, dir, "LIFEBOAT_REPOSITORY");
+    if writable.outcome.is_err() {
+        return writable;
+    }
+    match Repository::open_local(dir) {
+        Ok(repository) => match repository.backups() {
+            Ok(backups) => Check::good(
+                subject,
+                format!(
+                    "{}, {} backups; not encrypted: keep it private",
+                    dir.display(),
+                    backups.len()
+                ),
+            ),
+            Err(err) => Check::bad(subject, err.to_string()),
+        },
+        Err(RepositoryError::NoRepository(_)) => Check::good(
+            subject,
+            format!("{}, new: the first backup makes it", dir.display()),
+        ),
+        Err(err) => Check::bad(subject, err.to_string()),
+    }
+}
+
+/// A first backup compresses to well below its size; half of it is asked for.
+fn space(dir: &Path, estimate_bytes: u64) -> Check {
+    let subject = "space";
+    match LocalStore::new(dir).free_bytes() {
+        Some(free) if free < estimate_bytes / 2 => Check::bad(
+            subject,
+            format!(
+                "{} free in the repository, the stack holds {}: a first backup may not fit; free some space or use a larger disk",
+                output::bytes(free),
+                output::bytes(estimate_bytes)
+            ),
+        ),
+        Some(free) => Check::good(
+            subject,
+            format!(
+                "{} free in the repository, the stack holds {}",
+                output::bytes(free),
+                output::bytes(estimate_bytes)
+            ),
+        ),
+        None => Check::bad(
+            subject,
+            format!("{} cannot be asked for its free space", dir.display()),
+        ),
+    }
+}
+
+fn text(report: &Report) -> String {
+    lines(&report.checks)
+}
+
+/// One line a check, marked good or bad.
+pub(super) fn lines(checks: &[Check]) -> String {
+    let color = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let mark = |good: bool| match (good, color) {
+        (true, true) => "\u{1b}[32m✓\u{1b}[0m",
+        (true, false) => "✓",
+        (false, true) => "\u{1b}[31m✗\u{1b}[0m",
+        (false, false) => "✗",
+    };
+    let mut out = String::new();
+    for check in checks {
+        let (Ok(said) | Err(said)) = &check.outcome;
+        // Writing to a String cannot fail.
+        writeln!(
+            out,
+            "{} {}: {said}",
+            mark(check.outcome.is_ok()),
+            check.subject
+        )
+        .ok();
+    }
+    out
+}

@@ -1,0 +1,9 @@
+//! The whole stack in containers, through the interfaces its users have. `scripts/test` runs it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "containers/faults.rs"]
+mod faults;
+#[path = "containers/project.rs"]
+mod project;
+#[path = "containers/restores.rs"]
+mod restores;

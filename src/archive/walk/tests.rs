@@ -165,10 +165,11 @@ fn a_directory_that_became_a_symlink_is_yielded_as_one() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "s").unwrap();
     fs::create_dir(dir.path().join("a")).unwrap();
+    // While the first one is there: a directory made later may get its inode.
+    fs::create_dir(dir.path().join("b")).unwrap();
     let stat = fs::symlink_metadata(dir.path().join("a")).unwrap();
     fs::remove_dir(dir.path().join("a")).unwrap();
     symlink(outside.path(), dir.path().join("a")).unwrap();
-    fs::create_dir(dir.path().join("b")).unwrap();
     let held = HeldDirectory::open(dir.path()).unwrap();
     for name in ["a", "b"] {
         let opened = open(&held, OsStr::new(name), &stat);

@@ -17,13 +17,15 @@ mod workplace;
 
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
-use crate::repository::RepositoryError;
+use crate::repository::store::{LocalStore, Store};
+use crate::repository::{Repository, RepositoryError};
 
 /// What every command gets.
 pub struct Context {
@@ -31,6 +33,18 @@ pub struct Context {
     pub json: bool,
     /// Cancelled when the program is asked to stop.
     pub stop: CancellationToken,
+}
+
+impl Context {
+    /// Opens the repository with the keys that were given.
+    pub fn repository(&self) -> Result<Repository, RepositoryError> {
+        Repository::open(self.store(), &self.config.keys)
+    }
+
+    /// Where the repository lies.
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::new(LocalStore::new(&self.config.repository))
+    }
 }
 
 /// A command's failure: printed once, with its exit code.

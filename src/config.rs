@@ -14,12 +14,18 @@ use std::time::Duration;
 use regex::Regex;
 use serde::Deserialize;
 
+use crate::repository::keys::Keys;
+
 pub use variables::{VARIABLES, Variable, markdown_table};
 
 /// Everything the program was told, parsed and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub repository: PathBuf,
+    /// What opens the repository.
+    pub keys: Keys,
+    /// Secrets may lie unencrypted in a remote repository.
+    pub plaintext_secrets: bool,
     pub state: PathBuf,
     pub data: PathBuf,
     pub project_dir: PathBuf,

@@ -13,26 +13,36 @@
 //! # Layout
 //!
 //! ```text
-//! README.txt RECOVER.sh config.json        format, repository id, block key; how to recover by hand
-//! packs/ab/<sha256 of the file>.zst        frames and trailer; `zstd -d` opens it
-//! index/<backup>                           the block tables of the packs this backup wrote
-//! backups/<id>/<archive>.ranges            `pack offset length` lines
-//! backups/<id>/manifest.json               the commit point
-//! leases/<id>                              a backup under way
+//! README.txt RECOVER.sh config.json        format, id, who can read; how to recover by hand
+//! keys/                                    what opens an encrypted repository ([`keys`])
+//! packs/ab/<sha256 of the file>.zst[.age]  frames and trailer
+//! index/<writer>-<part>[.age]              block tables of the packs that a backup or a repack wrote ([`index`])
+//! backups/<id>/<archive>.ranges[.age]      `pack offset length` lines
+//! backups/<id>/packs                       which packs the ranges name, for the prune ([`uses`])
+//! backups/<id>/manifest.json[.age]         the commit point ([`manifest`])
+//! moved/<sha256>[.age]                     where the pieces of a pack went that was rewritten ([`moved`])
 //! damaged/<sha256>                         a pack that verify found damaged: nothing new refers to it
+//! leases/<run>  trash/<prune>  locks/gc    who counts on what is there, and what goes ([`lease`])
 //! ```
-//! `index/<backup>` is zstd over `pack name (32 bytes), u32 length, block table` for each pack, in order.
+//! Files end with `.age` where the repository is encrypted. What a reader believes carries a seal
+//! ([`crypto`]); a pack's name is the SHA-256 of its file, so `sha256sum` verifies packs without a key.
 //!
 //! # Commit
 //!
-//! Lease → packs → index → ranges → manifest → lease removed → local cache. Each file is durable before the
-//! next is begun. Until the manifest exists, nothing of the backup is listed; what was stored is only
-//! unreferenced. A name is the SHA-256 of the stored bytes, so `sha256sum` verifies packs without a key.
+//! Lease → packs → index → ranges → list of packs → the lease is still good → manifest → lease removed →
+//! local cache. Each file is durable before the next is begun. Until the manifest exists, nothing of the
+//! backup is listed; what was stored is only unreferenced. Nothing that is committed is ever changed: a
+//! prune deletes what no manifest names, and what it or a repair rewrites is found through `moved/`.
 
+pub mod crypto;
 pub mod cutter;
 pub mod frame;
+pub mod index;
+pub mod keys;
+pub mod lease;
 pub mod manifest;
 mod members;
+pub mod moved;
 pub mod pack;
 mod pipeline;
 pub mod ranges;
@@ -42,21 +52,25 @@ pub mod session;
 pub mod sink;
 pub mod store;
 pub mod table;
+pub mod uses;
+pub mod vault;
 pub mod verify;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crypto::Sealed;
+use keys::{Keys, RepositoryConfig};
 use manifest::{ArchiveRecord, Manifest};
 use reader::ArchiveReader;
 use store::{LocalStore, Store};
+use uses::Uses;
+use vault::Vault;
 
 /// The format this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -89,6 +103,14 @@ pub enum RepositoryError {
     Stopped,
     #[error("pack {pack} is damaged: {why}")]
     Damaged { pack: PackName, why: String },
+    #[error(
+        "{0} was not written by a holder of the repository's keys, or it is damaged: its seal is wrong"
+    )]
+    Forged(String),
+    #[error(
+        "this host holds only public keys (AGE_PUBLIC_KEYS), so it can write backups and not read them: set AGE_IDENTITY_FILE, or run this where the identity is"
+    )]
+    NoIdentity,
 }
 
 impl RepositoryError {
@@ -111,7 +133,10 @@ impl RepositoryError {
 
     /// The repository's content, not the way to it, is at fault.
     pub const fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Missing(_))
+        matches!(
+            self,
+            Self::Damaged { .. } | Self::Missing(_) | Self::Forged(_)
+        )
     }
 }
 
@@ -179,29 +204,27 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// `config.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct RepositoryConfig {
-    format: u32,
-    id: String,
-    /// Key of the block ids, hexadecimal: ids of two repositories cannot be compared.
-    block_key: String,
+/// This machine's name.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// An open repository.
 pub struct Repository {
-    store: Arc<dyn Store>,
+    vault: Arc<Vault>,
     config: RepositoryConfig,
-    block_key: [u8; 32],
 }
 
 impl Repository {
-    /// Opens the repository in a directory.
+    /// Opens the unencrypted repository in a directory.
     pub fn open_local(dir: &Path) -> Result<Self, RepositoryError> {
-        Self::open(Arc::new(LocalStore::new(dir)))
+        Self::open(Arc::new(LocalStore::new(dir)), &Keys::none())
     }
 
-    /// Opens the repository in a directory, or makes one where there is none.
+    /// Opens the unencrypted repository in a directory, or makes one where there is none.
     pub fn open_or_init_local(dir: &Path) -> Result<Self, RepositoryError> {
         crate::durable::create_dir_all(dir, 0o700).map_err(|e| {
             RepositoryError::io(
@@ -209,8 +232,12 @@ impl Repository {
                 e,
             )
         })?;
-        let store: Arc<dyn Store> = Arc::new(LocalStore::new(dir));
-        match Self::open(Arc::clone(&store)) {
+        Self::open_or_init(Arc::new(LocalStore::new(dir)), &Keys::none())
+    }
+
+    /// Opens the repository in a store, or makes one where there is none.
+    pub fn open_or_init(store: Arc<dyn Store>, keys: &Keys) -> Result<Self, RepositoryError> {
+        match Self::open(Arc::clone(&store), keys) {
             Err(RepositoryError::NoRepository(_)) => {}
             other => return other,
         }
@@ -220,83 +247,65 @@ impl Repository {
                 store.describe()
             )));
         }
-        Self::init(&*store)?;
-        Self::open(store)
-    }
-
-    fn init(store: &dyn Store) -> Result<(), RepositoryError> {
-        let config = RepositoryConfig {
-            format: FORMAT,
-            id: hex(&rand::random::<[u8; 8]>()),
-            block_key: hex(&rand::random::<[u8; 32]>()),
-        };
-        let text = serde_json::to_vec_pretty(&config)
-            .map_err(|e| RepositoryError::Invalid(e.to_string()))?;
-        for (key, bytes) in [
-            ("README.txt", recover::README.as_bytes()),
-            ("RECOVER.sh", recover::SCRIPT.as_bytes()),
-            (CONFIG_KEY, &text),
+        for (key, text) in [
+            ("README.txt", recover::README),
+            ("RECOVER.sh", recover::SCRIPT),
         ] {
-            match store.put(key, bytes) {
-                // Two hosts may begin at once: the first one's config holds.
+            match store.put(key, text.as_bytes()) {
                 Ok(()) | Err(RepositoryError::Exists(_)) => {}
                 Err(other) => return Err(other),
             }
         }
-        Ok(())
+        keys::init(&*store, keys)?;
+        Self::open(store, keys)
     }
 
-    fn open(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
-        let bytes = store
-            .get(CONFIG_KEY, CONFIG_LIMIT_BYTES)
-            .map_err(|e| match e {
-                RepositoryError::Missing(_) => RepositoryError::NoRepository(store.describe()),
-                other => other,
-            })?;
-        let config: RepositoryConfig = serde_json::from_slice(&bytes).map_err(|e| {
-            RepositoryError::Invalid(format!(
-                "config.json of {} cannot be understood: {e}",
-                store.describe()
-            ))
-        })?;
-        if config.format != FORMAT {
-            return Err(RepositoryError::Invalid(format!(
-                "the repository has format {}, this program knows format {FORMAT}: use a newer one",
-                config.format
-            )));
-        }
-        // A pack's name and the key have the same shape.
-        let block_key = config.block_key.parse::<PackName>().map_err(|_| {
-            RepositoryError::Invalid(
-                "the block_key in config.json is not 64 hexadecimal digits".to_owned(),
-            )
-        })?;
-        Ok(Self {
+    /// Opens the repository in a store.
+    pub fn open(store: Arc<dyn Store>, keys: &Keys) -> Result<Self, RepositoryError> {
+        let (config, secrets, mode) = keys::unlock(&*store, keys)?;
+        keys::remember_secret(&secrets, keys)?;
+        let vault = Arc::new(Vault {
             store,
-            config,
-            block_key: block_key.0,
-        })
+            mode,
+            secrets,
+        });
+        Ok(Self { vault, config })
     }
 
     pub fn id(&self) -> &str {
         &self.config.id
     }
 
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.vault.mode, crypto::Mode::Age { .. })
+    }
+
     pub fn store(&self) -> &Arc<dyn Store> {
-        &self.store
+        &self.vault.store
+    }
+
+    pub fn vault(&self) -> &Arc<Vault> {
+        &self.vault
+    }
+
+    /// Brings `config.json` in line with the recipients that were given.
+    fn update_recipients(&self) -> Result<(), RepositoryError> {
+        let vault = &self.vault;
+        keys::update_recipients(&*vault.store, &self.config, &vault.secrets, &vault.mode).map(drop)
     }
 
     /// Ids of all committed backups, oldest first.
     pub fn backups(&self) -> Result<Vec<String>, RepositoryError> {
+        let end = self.vault.key("/manifest.json");
         let mut ids: Vec<String> = self
-            .store
+            .store()
             .list("backups")?
             .iter()
             .filter_map(|entry| {
                 entry
                     .key
                     .strip_prefix("backups/")?
-                    .strip_suffix("/manifest.json")
+                    .strip_suffix(&end)
                     .map(str::to_owned)
             })
             .collect();
@@ -306,21 +315,27 @@ impl Repository {
 
     /// Reads and checks a backup's manifest.
     pub fn manifest(&self, id: &str) -> Result<Manifest, RepositoryError> {
-        let bytes = self.manifest_bytes(id)?;
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| {
-            RepositoryError::Invalid(format!("the manifest of {id} cannot be understood: {e}"))
-        })?;
-        manifest.check(id, self.id())?;
-        Ok(manifest)
+        let bytes = self
+            .vault
+            .get(&manifest_name(id), MANIFEST_LIMIT_BYTES)
+            .map_err(|e| no_such_backup(id, e))?;
+        Manifest::unseal(&self.vault, id, &bytes)
     }
 
-    pub(crate) fn manifest_bytes(&self, id: &str) -> Result<Vec<u8>, RepositoryError> {
-        self.store
-            .get(&manifest_key(id), MANIFEST_LIMIT_BYTES)
-            .map_err(|e| match e {
-                RepositoryError::Missing(_) => RepositoryError::Missing(format!("backup {id}")),
-                other => other,
-            })
+    /// A manifest's file as it is stored: what its child names it by.
+    pub(crate) fn stored_manifest(&self, id: &str) -> Result<Vec<u8>, RepositoryError> {
+        let key = self.vault.key(&manifest_name(id));
+        self.store()
+            .get(&key, MANIFEST_LIMIT_BYTES)
+            .map_err(|e| no_such_backup(id, e))
+    }
+
+    /// The packs that a backup needs.
+    pub fn uses(&self, id: &str) -> Result<Uses, RepositoryError> {
+        let key = packs_key(id);
+        let bytes = self.store().get(&key, RANGES_LIMIT_BYTES)?;
+        let text = self.vault.unsealed_text(Sealed::Packs(id), &key, bytes)?;
+        Uses::decode(&text)
     }
 
     /// Finds the backup that `wanted` names: an id, the unique beginning of one, or `latest`.
@@ -330,7 +345,7 @@ impl Repository {
             return ids.last().cloned().ok_or_else(|| {
                 RepositoryError::Missing(format!(
                     "a backup (the repository {} is empty: run `backup` first)",
-                    self.store.describe()
+                    self.store().describe()
                 ))
             });
         }
@@ -381,7 +396,7 @@ impl Repository {
         record: &ArchiveRecord,
     ) -> Result<ArchiveReader, RepositoryError> {
         ArchiveReader::open(
-            Arc::clone(&self.store),
+            Arc::clone(&self.vault),
             self.ranges_file(manifest, record)?,
             record.raw_bytes,
         )
@@ -393,7 +408,7 @@ impl Repository {
         manifest: &Manifest,
         record: &ArchiveRecord,
     ) -> Result<ranges::RangeList<PackName>, RepositoryError> {
-        reader::resolve(&self.store, self.ranges_file(manifest, record)?)
+        reader::resolve(&self.vault, self.ranges_file(manifest, record)?)
     }
 
     fn ranges_file(
@@ -401,8 +416,8 @@ impl Repository {
         manifest: &Manifest,
         record: &ArchiveRecord,
     ) -> Result<Vec<u8>, RepositoryError> {
-        let key = ranges_key(&manifest.id, &record.name);
-        let bytes = self.store.get(&key, RANGES_LIMIT_BYTES)?;
+        let key = ranges_name(&manifest.id, &record.name);
+        let bytes = self.vault.get(&key, RANGES_LIMIT_BYTES)?;
         let found = sha256_hex(&bytes);
         if found != record.ranges_sha256 {
             return Err(RepositoryError::Invalid(format!(
@@ -413,32 +428,9 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// Names of all packs in the store that are not known to be damaged: what a new backup may refer to.
-    pub fn packs(&self) -> Result<HashSet<PackName>, RepositoryError> {
-        let names = |prefix: &str| -> Result<HashSet<PackName>, RepositoryError> {
-            let entries = self.store.list(prefix)?;
-            Ok(entries
-                .iter()
-                .filter_map(|e| {
-                    e.key
-                        .rsplit('/')
-                        .next()?
-                        .trim_end_matches(".zst")
-                        .parse()
-                        .ok()
-                })
-                .collect())
-        };
-        let damaged = names("damaged")?;
-        Ok(names("packs")?
-            .into_iter()
-            .filter(|pack| !damaged.contains(pack))
-            .collect())
-    }
-
     /// Notes that a pack was read and is damaged: the next backup stores again what was in it.
     pub fn mark_damaged(&self, pack: PackName, fault: &str) -> Result<(), RepositoryError> {
-        match self.store.put(&damaged_key(pack), fault.as_bytes()) {
+        match self.store().put(&damaged_key(pack), fault.as_bytes()) {
             Err(RepositoryError::Exists(_)) => Ok(()),
             other => other,
         }
@@ -446,31 +438,35 @@ impl Repository {
 
     /// Drops a backup: its manifest first, so that it is gone whole; its packs stay for the prune.
     pub fn drop_backup(&self, id: &str) -> Result<(), RepositoryError> {
-        let entries = self.store.list(&format!("backups/{id}"))?;
-        self.store.delete(&manifest_key(id))?;
+        let entries = self.store().list(&format!("backups/{id}"))?;
+        self.store().delete(&self.vault.key(&manifest_name(id)))?;
         for entry in entries {
-            self.store.delete(&entry.key)?;
+            self.store().delete(&entry.key)?;
         }
-        self.store.delete(&index_key(id))
+        Ok(())
     }
 }
 
-fn manifest_key(id: &str) -> String {
+fn no_such_backup(id: &str, err: RepositoryError) -> RepositoryError {
+    match err {
+        RepositoryError::Missing(_) => RepositoryError::Missing(format!("backup {id}")),
+        other => other,
+    }
+}
+
+fn manifest_name(id: &str) -> String {
     format!("backups/{id}/manifest.json")
 }
 
-fn ranges_key(id: &str, archive: &str) -> String {
+fn ranges_name(id: &str, archive: &str) -> String {
     format!("backups/{id}/{archive}.ranges")
 }
 
-fn index_key(id: &str) -> String {
-    format!("index/{id}")
+/// Plain in every repository.
+fn packs_key(id: &str) -> String {
+    format!("backups/{id}/packs")
 }
 
 fn damaged_key(pack: PackName) -> String {
     format!("damaged/{pack}")
-}
-
-fn lease_key(id: &str) -> String {
-    format!("leases/{id}")
 }

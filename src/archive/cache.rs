@@ -3,19 +3,20 @@
 //! A hint, never needed: without it everything is read and stored once more. It is an SQLite database in
 //! the state directory, one for each repository, written in one transaction that commits after the manifest
 //! does, so it never names a pack that a failed backup left. Packs that are gone from the repository are
-//! forgotten when it is opened.
+//! forgotten when it is opened, unless their pieces moved: then what the cache knows moves with them.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::repository::moved::{Moved, WhereMoved};
 use crate::repository::ranges::{Range, RangeList};
-use crate::repository::table::{BlockId, PageId};
+use crate::repository::table::{BlockId, BlockTable, PageId, Run};
 use crate::repository::{PackName, RepositoryError};
 
 /// Bump it when the tables change: an old cache is thrown away.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// A pack's number in this cache.
 pub type PackRef = i64;
@@ -46,7 +47,10 @@ pub struct CachedFile {
 pub struct Cache {
     db: Connection,
     names: HashMap<PackRef, PackName>,
+    numbers: HashMap<PackName, PackRef>,
     live: HashSet<PackRef>,
+    /// Where packs went that are not live.
+    moved: HashMap<PackRef, Moved>,
 }
 
 impl Cache {
@@ -55,6 +59,7 @@ impl Cache {
         state: &Path,
         repository_id: &str,
         packs: &HashSet<PackName>,
+        where_moved: &WhereMoved<'_>,
     ) -> Result<Self, RepositoryError> {
         let path = state.join(format!("cache-{repository_id}.sqlite"));
         let db = match Self::try_open(&path) {
@@ -82,9 +87,11 @@ impl Cache {
         let mut cache = Self {
             db,
             names: HashMap::new(),
+            numbers: HashMap::new(),
             live: HashSet::new(),
+            moved: HashMap::new(),
         };
-        cache.forget_missing(packs).map_err(failed)?;
+        cache.forget_missing(packs, where_moved)?;
         Ok(cache)
     }
 
@@ -99,6 +106,8 @@ impl Cache {
         if version != VERSION {
             db.execute_batch(
                 "DROP TABLE IF EXISTS packs; DROP TABLE IF EXISTS blocks; DROP TABLE IF EXISTS files;
+                 DROP TABLE IF EXISTS parts;
+                 CREATE TABLE parts (name TEXT PRIMARY KEY) WITHOUT ROWID;
                  CREATE TABLE packs (id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB UNIQUE);
                  CREATE TABLE blocks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, at INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID;
                  CREATE TABLE files (archive TEXT NOT NULL, name BLOB NOT NULL, run TEXT NOT NULL,
@@ -111,28 +120,160 @@ impl Cache {
         Ok(db)
     }
 
-    fn forget_missing(&mut self, packs: &HashSet<PackName>) -> rusqlite::Result<()> {
-        let mut gone = Vec::new();
-        let mut query = self.db.prepare("SELECT id, name FROM packs")?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let id: PackRef = row.get(0)?;
-            match row.get::<_, Option<[u8; 32]>>(1)?.map(PackName) {
+    fn forget_missing(
+        &mut self,
+        packs: &HashSet<PackName>,
+        where_moved: &WhereMoved<'_>,
+    ) -> Result<(), RepositoryError> {
+        let (mut gone, mut away) = (Vec::new(), Vec::new());
+        let known = |db: &Connection| -> rusqlite::Result<Vec<(PackRef, Option<[u8; 32]>)>> {
+            db.prepare("SELECT id, name FROM packs")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        };
+        for (id, name) in known(&self.db).map_err(failed)? {
+            match name.map(PackName) {
                 Some(name) if packs.contains(&name) => {
-                    self.live.insert(id);
-                    self.names.insert(id, name);
+                    self.live(id, name);
                 }
-                _ => gone.push(id),
+                Some(name) => away.push((id, name)),
+                None => gone.push(id),
             }
         }
-        drop(rows);
-        drop(query);
+        for (id, name) in away {
+            let moved = where_moved(name).and_then(|moved| {
+                moved
+                    .map(|moved| moved.settle(packs, where_moved))
+                    .transpose()
+            });
+            match moved {
+                Ok(Some(moved)) => self.follow(id, moved).map_err(failed)?,
+                Ok(None) => gone.push(id),
+                // This host cannot read, or the file is damaged: what was in the pack is stored once more.
+                Err(err) if !matches!(err, RepositoryError::Io { .. }) => gone.push(id),
+                Err(err) => return Err(err),
+            }
+        }
         for id in gone {
-            self.db
-                .execute("DELETE FROM blocks WHERE pack = ?1", [id])?;
-            self.db.execute("DELETE FROM packs WHERE id = ?1", [id])?;
+            self.forget_blocks(id)
+                .and_then(|()| self.db.execute("DELETE FROM packs WHERE id = ?1", [id]))
+                .map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Blocks of a moved pack are learnt from the index of whoever moved them; files are translated as they
+    /// are looked up.
+    fn follow(&mut self, id: PackRef, moved: Moved) -> rusqlite::Result<()> {
+        self.forget_blocks(id)?;
+        for piece in moved.pieces() {
+            self.number_of(piece.place.pack)?;
+        }
+        self.moved.insert(id, moved);
+        Ok(())
+    }
+
+    fn forget_blocks(&self, id: PackRef) -> rusqlite::Result<()> {
+        self.db
+            .execute("DELETE FROM blocks WHERE pack = ?1", [id])
+            .map(drop)
+    }
+
+    fn live(&mut self, id: PackRef, name: PackName) {
+        self.live.insert(id);
+        self.names.insert(id, name);
+        self.numbers.insert(name, id);
+    }
+
+    /// The number of a pack of the repository.
+    fn number_of(&mut self, name: PackName) -> rusqlite::Result<PackRef> {
+        if let Some(id) = self.numbers.get(&name) {
+            return Ok(*id);
+        }
+        self.db
+            .execute("INSERT INTO packs (name) VALUES (?1)", [name.0])?;
+        let id = self.db.last_insert_rowid();
+        self.live(id, name);
+        Ok(id)
+    }
+
+    /// Index parts that were not learnt yet, and forgets those that are gone.
+    pub fn unknown_parts(&self, parts: &[String]) -> Result<Vec<String>, RepositoryError> {
+        let known = |db: &Connection| -> rusqlite::Result<HashSet<String>> {
+            db.prepare("SELECT name FROM parts")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        };
+        let known = known(&self.db).map_err(failed)?;
+        let there: HashSet<&String> = parts.iter().collect();
+        for part in known.iter().filter(|part| !there.contains(part)) {
+            self.db
+                .execute("DELETE FROM parts WHERE name = ?1", [part])
+                .map_err(failed)?;
+        }
+        Ok(parts
+            .iter()
+            .filter(|part| !known.contains(*part))
+            .cloned()
+            .collect())
+    }
+
+    pub fn note_part(&self, part: &str) -> Result<(), RepositoryError> {
+        self.db
+            .execute("INSERT OR IGNORE INTO parts VALUES (?1)", [part])
+            .map(drop)
+            .map_err(failed)
+    }
+
+    /// Learns which blocks a pack holds that another writer published. Pages are known by their place in a
+    /// file, not by their id, and are passed over.
+    pub fn learn_pack(&mut self, name: PackName, table: &BlockTable) -> Result<(), RepositoryError> {
+        let pack = self.number_of(name).map_err(failed)?;
+        let mut offset = 0;
+        for run in table.runs() {
+            match run {
+                Run::Pages { unit, ids } => offset += u64::from(*unit) * ids.len() as u64,
+                Run::Blocks(blocks) => {
+                    for (length, id) in blocks {
+                        let length = u64::from(*length);
+                        self.add_block(
+                            id,
+                            Range {
+                                pack,
+                                offset,
+                                length,
+                            },
+                        )?;
+                        offset += length;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ranges with moved pieces where they are now; `None` when any is gone.
+    fn translate(&self, ranges: RangeList<PackRef>) -> Option<RangeList<PackRef>> {
+        let stays = |pack: &PackRef| self.live.contains(pack);
+        if ranges.as_slice().iter().all(|r| stays(&r.pack)) {
+            return Some(ranges);
+        }
+        let mut out = RangeList::default();
+        for range in ranges.as_slice() {
+            if stays(&range.pack) {
+                out.push(*range);
+                continue;
+            }
+            let moved = self.moved.get(&range.pack)?;
+            for piece in moved.locate(range.offset, range.length)?.as_slice() {
+                out.push(Range {
+                    pack: *self.numbers.get(&piece.pack)?,
+                    offset: piece.offset,
+                    length: piece.length,
+                });
+            }
+        }
+        Some(out)
     }
 
     /// Begins the run's transaction.
@@ -161,15 +302,15 @@ impl Cache {
         Ok(id)
     }
 
-    /// Names a published pack. A pack that an earlier run published under the same name keeps both numbers.
+    /// Names a published pack.
     pub fn name_pack(&mut self, pack: PackRef, name: PackName) -> Result<(), RepositoryError> {
         self.db
             .execute(
-                "UPDATE OR IGNORE packs SET name = ?2 WHERE id = ?1",
+                "UPDATE packs SET name = ?2 WHERE id = ?1",
                 params![pack, name.0],
             )
             .map_err(failed)?;
-        self.names.insert(pack, name);
+        self.live(pack, name);
         Ok(())
     }
 
@@ -232,14 +373,9 @@ impl Cache {
         let Some((identity, header_bytes, ranges, pages)) = found else {
             return Ok(None);
         };
-        let ranges = decode_ranges(&ranges);
-        if !ranges
-            .as_slice()
-            .iter()
-            .all(|r| self.live.contains(&r.pack))
-        {
+        let Some(ranges) = self.translate(decode_ranges(&ranges)) else {
             return Ok(None);
-        }
+        };
         let pages = pages.as_chunks::<8>().0.to_vec();
         Ok(Some(CachedFile {
             identity,

@@ -71,6 +71,7 @@ async fn backup_and_retain(
     Record::note_begin(&context.config.state);
     let repository = open_repository(context, args.new_repository)?;
     repository.store().check_writable()?;
+    guard_secrets(context, &repository)?;
     let manifest = backup(context, &place, &repository).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
     Ok(Outcome {
@@ -79,13 +80,30 @@ async fn backup_and_retain(
     })
 }
 
+/// What lies unencrypted is said at each backup; in a remote place it must be agreed to.
+fn guard_secrets(context: &Context, repository: &Repository) -> anyhow::Result<()> {
+    if repository.is_encrypted() {
+        return Ok(());
+    }
+    let place = repository.store().describe();
+    anyhow::ensure!(
+        !repository.store().is_remote() || context.config.plaintext_secrets,
+        "the repository in {place} is remote and not encrypted, and a backup holds passwords and keys (.env, n8n's key, Ollama's key): \
+         set AGE_PASSPHRASE and begin a new repository, or agree with BACKUP_PLAINTEXT_SECRETS=yes"
+    );
+    tracing::warn!(
+        "the repository in {place} is not encrypted: whoever reads it reads the stack's passwords and keys; AGE_PASSPHRASE encrypts a new one"
+    );
+    Ok(())
+}
+
 /// Opens the repository, or makes it; an empty mount point in the place of the known one is neither.
 fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Repository> {
     let dir = &context.config.repository;
     let known = Record::load(&context.config.state)
         .repository
         .filter(|_| !new_repository);
-    let repository = match (Repository::open_local(dir), known) {
+    let repository = match (context.repository(), known) {
         (Err(RepositoryError::NoRepository(place)), Some(_)) => anyhow::bail!(
             "{place} is empty, but backups were made to a repository there before: is the disk mounted? \
              To begin a new one, run `backup --new-repository`"
@@ -96,7 +114,10 @@ fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Re
             dir.display(),
             repository.id()
         ),
-        (Err(RepositoryError::NoRepository(_)), None) => Repository::open_or_init_local(dir)?,
+        (Err(RepositoryError::NoRepository(_)), None) => {
+            crate::durable::create_dir_all(dir, 0o700).context("create the repository directory")?;
+            Repository::open_or_init(context.store(), &context.config.keys)?
+        }
         (opened, _) => opened?,
     };
     Record::update(&context.config.state, |record| {
@@ -166,7 +187,7 @@ async fn backup(
     released?;
     let archives = seal(parts)?;
     let notes = BackupNotes {
-        host: host_name(),
+        host: crate::repository::host_name(),
         project: place.stack.project.clone(),
         warnings: place.stack.warnings.clone(),
     };
@@ -324,13 +345,6 @@ fn retain(
         tracing::info!(backup = %id, "dropped by retention");
     }
     Ok(decision)
-}
-
-fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
 }
 
 fn text(outcome: &Outcome) -> String {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Context, Failure, adapters, output};
 use crate::repository::store::LocalStore;
 use crate::repository::store::Store as _;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::RepositoryError;
 use crate::services::Check;
 use crate::stack::discover;
 use crate::stack::engine::Engine;
@@ -33,7 +33,7 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             .map(|warning| Check::bad("configuration", warning.clone())),
     );
     checks.push(writable("state directory", &config.state, "LIFEBOAT_STATE"));
-    checks.push(repository(&config.repository));
+    checks.push(repository(context));
     let mut estimate_bytes = 0;
     match Engine::from_config(config).await {
         Err(err) => checks.push(Check::bad("docker", err.to_string())),
@@ -103,20 +103,26 @@ fn writable(subject: &str, dir: &Path, variable: &str) -> Check {
     }
 }
 
-fn repository(dir: &Path) -> Check {
+fn repository(context: &Context) -> Check {
+    let dir = &context.config.repository;
     let subject = "repository";
     let writable = writable(subject, dir, "LIFEBOAT_REPOSITORY");
     if writable.outcome.is_err() {
         return writable;
     }
-    match Repository::open_local(dir) {
+    match context.repository() {
         Ok(repository) => match repository.backups() {
             Ok(backups) => Check::good(
                 subject,
                 format!(
-                    "{}, {} backups; not encrypted: keep it private",
+                    "{}, {} backups; {}",
                     dir.display(),
-                    backups.len()
+                    backups.len(),
+                    if repository.is_encrypted() {
+                        "encrypted"
+                    } else {
+                        "not encrypted: keep it private, or set AGE_PASSPHRASE for a new one"
+                    }
                 ),
             ),
             Err(err) => Check::bad(subject, err.to_string()),

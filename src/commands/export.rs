@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 
 use super::{Context, Failure};
 use crate::repository::manifest::{ArchiveRecord, Manifest};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::RepositoryError;
 
 /// Writes one archive of a backup as a plain tar stream to standard output or a file.
 #[derive(Debug, clap::Args)]
@@ -35,8 +35,7 @@ pub enum Compress {
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let repository =
-        Repository::open_local(&context.config.repository).map_err(anyhow::Error::new)?;
+    let repository = context.repository().map_err(anyhow::Error::new)?;
     let id = repository
         .resolve(&args.backup)
         .map_err(anyhow::Error::new)?;

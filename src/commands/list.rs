@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Failure, output};
-use crate::repository::Repository;
 
 /// Lists the backups, newest last.
 #[derive(Debug, clap::Args)]
@@ -26,8 +25,7 @@ struct Row {
 }
 
 pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
-    let repository =
-        Repository::open_local(&context.config.repository).map_err(anyhow::Error::new)?;
+    let repository = context.repository().map_err(anyhow::Error::new)?;
     let mut rows = Vec::new();
     let mut unreadable = Vec::new();
     for id in repository.backups().map_err(anyhow::Error::new)? {

@@ -57,8 +57,7 @@ struct DryRun {
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let repository =
-        Repository::open_local(&context.config.repository).map_err(anyhow::Error::new)?;
+    let repository = context.repository().map_err(anyhow::Error::new)?;
     let place = Workplace::enter(context, "restore").await?;
     let id = match args.backup.as_str() {
         "latest" => repository.latest_of(place.stack.project.as_deref()),

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Context, Failure, output};
-use crate::repository::Repository;
 use crate::repository::manifest::Manifest;
 
 /// Shows what a backup holds: services, versions, counts, points in time.
@@ -16,8 +15,7 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let repository =
-        Repository::open_local(&context.config.repository).map_err(anyhow::Error::new)?;
+    let repository = context.repository().map_err(anyhow::Error::new)?;
     let id = repository
         .resolve(&args.backup)
         .map_err(anyhow::Error::new)?;

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use indicatif::ProgressBar;
 
 use super::{Context, Failure, output};
-use crate::repository::Repository;
 use crate::repository::verify::{Depth, Scope, VerifyReport, verify};
 
 /// Checks that backups can be read back; exits with 3 when damage is found.
@@ -19,8 +18,7 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let repository =
-        Repository::open_local(&context.config.repository).map_err(anyhow::Error::new)?;
+    let repository = context.repository().map_err(anyhow::Error::new)?;
     let scope = match &args.backup {
         Some(wanted) => Scope::Backup(repository.resolve(wanted).map_err(anyhow::Error::new)?),
         None => Scope::Everything,

@@ -12,11 +12,17 @@ use super::{
     Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, QdrantConfig, RetentionPolicy,
     Schedule, Secret, VARIABLES,
 };
+use crate::repository::keys::Keys;
 
 /// The environment as text, one field a variable of [`VARIABLES`]; envy fills it.
 #[derive(Debug, Deserialize)]
 struct Raw {
     lifeboat_repository: Option<String>,
+    lifeboat_repository_id: Option<String>,
+    age_passphrase: Option<Secret>,
+    age_public_keys: Option<String>,
+    age_identity: Option<Secret>,
+    backup_plaintext_secrets: Option<String>,
     lifeboat_state: Option<String>,
     lifeboat_data: Option<String>,
     lifeboat_project_dir: Option<String>,
@@ -78,9 +84,21 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
     let path = |value: Option<String>, default: &str| {
         PathBuf::from(value.unwrap_or_else(|| default.to_owned()))
     };
+    let state = path(raw.lifeboat_state, "/var/lib/lifeboat");
     let config = Config {
+        keys: Keys {
+            passphrase: raw.age_passphrase,
+            public_keys: words(raw.age_public_keys.as_deref()),
+            identity: raw.age_identity,
+            state: Some(state.clone()),
+            expected_id: raw.lifeboat_repository_id,
+        },
+        plaintext_secrets: mistakes.yes_no(
+            "BACKUP_PLAINTEXT_SECRETS",
+            raw.backup_plaintext_secrets,
+        ),
         repository: path(raw.lifeboat_repository, "/backup"),
-        state: path(raw.lifeboat_state, "/var/lib/lifeboat"),
+        state,
         data: path(raw.lifeboat_data, "/data"),
         project_dir: path(raw.lifeboat_project_dir, "/project"),
         project: raw.lifeboat_project,
@@ -176,6 +194,15 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
     } else {
         Err(ConfigError(mistakes.0))
     }
+}
+
+/// What commas, spaces or line ends separate.
+fn words(list: Option<&str>) -> Vec<String> {
+    list.unwrap_or_default()
+        .split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Replaces `NAME_FILE` by the file's content and an alias by the name it stands for.

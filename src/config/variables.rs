@@ -67,6 +67,32 @@ pub const VARIABLES: &[Variable] = &[
         "Directory of the repository.",
     ),
     var(
+        "LIFEBOAT_REPOSITORY_ID",
+        "",
+        "5f3c...",
+        "The id the repository must have (`show` prints it): one that was exchanged is refused.",
+    ),
+    secret(
+        "AGE_PASSPHRASE",
+        "Encrypts the repository; whoever has it can restore. Write it down in another place.",
+    ),
+    var(
+        "AGE_PUBLIC_KEYS",
+        "",
+        "age1...,age1...",
+        "Encrypts to these age public keys. Without AGE_PASSPHRASE this host can write backups and not read them.",
+    ),
+    secret(
+        "AGE_IDENTITY",
+        "The age identity (AGE-SECRET-KEY-1...) that reads a repository made with AGE_PUBLIC_KEYS.",
+    ),
+    var(
+        "BACKUP_PLAINTEXT_SECRETS",
+        "no",
+        "yes",
+        "Lets an unencrypted remote repository hold the stack's passwords and keys.",
+    ),
+    var(
         "LIFEBOAT_STATE",
         "/var/lib/lifeboat",
         "/var/lib/lifeboat",

@@ -2,8 +2,11 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::RepositoryError;
+use super::crypto::Sealed;
+use super::vault::Vault;
 use crate::services::{PointInTime, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
 
@@ -61,9 +64,47 @@ pub struct ArchiveRecord {
     pub ranges_sha256: String,
 }
 
+/// The file: the manifest's text as it was written, and what vouches for it.
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    manifest: Box<RawValue>,
+    seal: String,
+}
+
 impl Manifest {
+    /// The file's content.
+    pub(super) fn seal(&self, vault: &Vault) -> Result<Vec<u8>, RepositoryError> {
+        let encode = |e: serde_json::Error| {
+            RepositoryError::Invalid(format!("encode the manifest: {e}"))
+        };
+        let manifest = serde_json::value::to_raw_value(self).map_err(encode)?;
+        let seal = vault
+            .secrets
+            .seal(Sealed::Manifest(&self.id), manifest.get().as_bytes())
+            .to_string();
+        serde_json::to_vec(&Envelope { manifest, seal }).map_err(encode)
+    }
+
+    /// Believes a file only when its seal is right and it is what it is taken for.
+    pub(super) fn unseal(vault: &Vault, id: &str, bytes: &[u8]) -> Result<Self, RepositoryError> {
+        let unreadable = |e: serde_json::Error| {
+            RepositoryError::Invalid(format!("the manifest of {id} cannot be understood: {e}"))
+        };
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let text = envelope.manifest.get();
+        if !vault
+            .secrets
+            .is_sealed(Sealed::Manifest(id), text.as_bytes(), &envelope.seal)
+        {
+            return Err(RepositoryError::Forged(format!("the manifest of {id}")));
+        }
+        let manifest: Self = serde_json::from_str(text).map_err(unreadable)?;
+        manifest.check(id, &vault.secrets.id())?;
+        Ok(manifest)
+    }
+
     /// What must hold before anything in it is believed.
-    pub(super) fn check(&self, id: &str, repository: &str) -> Result<(), RepositoryError> {
+    fn check(&self, id: &str, repository: &str) -> Result<(), RepositoryError> {
         let fault = if self.format != super::FORMAT {
             Some(format!("has format {}", self.format))
         } else if self.id != id {

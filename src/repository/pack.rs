@@ -2,19 +2,21 @@
 //!
 //! ```text
 //! frame*                                     zstd frames, the archive's bytes in order
-//! skippable 0x184D2A50: block table          zstd-compressed, see `table`
+//! skippable 0x184D2A50: 16 random bytes, then the block table, zstd-compressed, see `table`
 //! skippable 0x184D2A5E: zstd's seek table    (compressed u32, decompressed u32)* , one entry for each
 //!     frame and one (with 0) for the block table; then count u32, descriptor 0, magic 0x8F92EAB1
 //! ```
-//! The name is the SHA-256 of the file. `zstd -d` skips the trailer, so a decoded pack is its frames' bytes.
+//! The name is the SHA-256 of the file as it is stored, encrypted or not. `zstd -d` skips the trailer, so a
+//! decoded pack is its frames' bytes. The random bytes make every pack's name its own: a pack that is being
+//! deleted can never be taken for one that was just written.
 
 use std::io::{self, Write};
 
-use sha2::{Digest, Sha256};
-
+use super::crypto::Encrypting;
 use super::frame::{Decoder, FRAME_RAW_LIMIT};
-use super::store::{Blob, Spool, Store};
+use super::store::Blob;
 use super::table::BlockTable;
+use super::vault::{HashedSpool, Vault, check_name};
 use super::{PackName, RepositoryError};
 
 /// Bytes of frames a pack is closed at.
@@ -28,31 +30,30 @@ const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
 const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
 const SEEK_FOOTER_BYTES: usize = 9;
 const SKIPPABLE_HEADER_BYTES: u64 = 8;
+const NONCE_BYTES: usize = 16;
 /// More frames than a pack of tiny ones could hold.
 const FRAME_COUNT_LIMIT: u64 = 4 * 1024 * 1024;
 const TABLE_RAW_LIMIT: usize = 256 * 1024 * 1024;
 
 /// A pack being written to a spool.
 pub struct PackWriter {
-    out: Box<dyn Spool>,
-    hash: Sha256,
+    out: Encrypting<HashedSpool>,
     frames: Vec<(u32, u32)>,
+    /// Before encryption.
     written: u64,
 }
 
 /// A published pack.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Published {
     pub name: PackName,
     pub stored_bytes: u64,
-    pub table: BlockTable,
 }
 
 impl PackWriter {
-    pub fn new(store: &dyn Store) -> Result<Self, RepositoryError> {
+    pub fn new(vault: &Vault) -> Result<Self, RepositoryError> {
         Ok(Self {
-            out: store.spool()?,
-            hash: Sha256::new(),
+            out: vault.pack_spool()?,
             frames: Vec::new(),
             written: 0,
         })
@@ -67,7 +68,11 @@ impl PackWriter {
     }
 
     /// Writes the trailer and publishes the pack under its name.
-    pub fn publish(mut self, table: BlockTable) -> Result<Published, RepositoryError> {
+    pub fn publish(
+        mut self,
+        vault: &Vault,
+        table: &BlockTable,
+    ) -> Result<Published, RepositoryError> {
         let raw: u64 = self.frames.iter().map(|(_, raw)| u64::from(*raw)).sum();
         if raw != table.raw_bytes() {
             return Err(RepositoryError::Invalid(format!(
@@ -75,8 +80,11 @@ impl PackWriter {
                 table.raw_bytes()
             )));
         }
-        let encoded = zstd::bulk::compress(&table.encode(), 3)
-            .map_err(|e| RepositoryError::io("compress a block table", e))?;
+        let mut encoded = rand::random::<[u8; NONCE_BYTES]>().to_vec();
+        encoded.extend(
+            zstd::bulk::compress(&table.encode(), 3)
+                .map_err(|e| RepositoryError::io("compress a block table", e))?,
+        );
         self.skippable(TABLE_MAGIC, &encoded)?;
         self.frames
             .push((as_u32(encoded.len())? + as_u32(SKIPPABLE_HEADER_BYTES)?, 0));
@@ -89,12 +97,14 @@ impl PackWriter {
         seek.push(0);
         seek.extend_from_slice(&SEEKABLE_MAGIC.to_le_bytes());
         self.skippable(SEEK_TABLE_MAGIC, &seek)?;
-        let name = PackName(self.hash.finalize().into());
-        self.out.publish(&name.key())?;
+        let spool = self
+            .out
+            .finish()
+            .map_err(|e| RepositoryError::io("write a pack", e))?;
+        let (name, stored_bytes) = spool.publish(|name| vault.pack_key(name))?;
         Ok(Published {
             name,
-            stored_bytes: self.written,
-            table,
+            stored_bytes,
         })
     }
 
@@ -108,7 +118,6 @@ impl PackWriter {
         self.out
             .write_all(bytes)
             .map_err(|e| RepositoryError::io("write a pack", e))?;
-        self.hash.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -135,11 +144,14 @@ pub struct PackReader {
     frames: Vec<FramePlace>,
     table_at: (u64, u32),
     raw_bytes: u64,
+    stored_bytes: u64,
 }
 
 impl PackReader {
-    pub fn open(store: &dyn Store, name: PackName) -> Result<Self, RepositoryError> {
-        let mut blob = store.open(&name.key())?;
+    /// Opens a pack. With `genuine` its SHA-256 must be its name: what is read from it then is what was
+    /// written.
+    pub fn open(vault: &Vault, name: PackName, genuine: bool) -> Result<Self, RepositoryError> {
+        let (mut blob, stored_bytes) = vault.open_pack(name, genuine)?;
         let damaged = |why: String| RepositoryError::Damaged { pack: name, why };
         let frames =
             read_seek_table(blob.as_mut()).map_err(|e| damaged(format!("its seek table: {e}")))?;
@@ -151,6 +163,7 @@ impl PackReader {
             raw_bytes: last.raw_start,
             table_at: (last.stored_start, last.stored_len),
             frames: data.to_vec(),
+            stored_bytes,
             blob,
         })
     }
@@ -160,7 +173,7 @@ impl PackReader {
     }
 
     pub fn stored_bytes(&self) -> u64 {
-        self.blob.size()
+        self.stored_bytes
     }
 
     /// Decodes the frame that holds `offset` into `out`; returns where the frame begins.
@@ -197,7 +210,7 @@ impl PackReader {
     /// The block table.
     pub fn table(&mut self) -> Result<BlockTable, RepositoryError> {
         let (start, len) = self.table_at;
-        let header = SKIPPABLE_HEADER_BYTES;
+        let header = SKIPPABLE_HEADER_BYTES + NONCE_BYTES as u64;
         let body = u64::from(len).saturating_sub(header);
         let mut bytes = vec![0; usize::try_from(body).unwrap_or(0)];
         let table = self
@@ -212,20 +225,9 @@ impl PackReader {
         Ok(table)
     }
 
-    /// SHA-256 of the whole file equals its name.
-    pub fn verify_name(&mut self) -> Result<(), RepositoryError> {
-        let mut hash = Sha256::new();
-        let result = self
-            .blob
-            .stream()
-            .and_then(|mut stream| io::copy(&mut stream, &mut HashWriter(&mut hash)));
-        result.map_err(|e| self.damaged(e.to_string()))?;
-        let found = PackName(hash.finalize().into());
-        if found == self.name {
-            Ok(())
-        } else {
-            Err(self.damaged(format!("its SHA-256 is {found}")))
-        }
+    /// Compares the SHA-256 of a pack's file with its name.
+    pub fn verify_name(vault: &Vault, name: PackName) -> Result<(), RepositoryError> {
+        check_name(name, vault.store.open(&vault.pack_key(name))?.as_mut())
     }
 
     fn decode(
@@ -298,17 +300,4 @@ fn read_seek_table(blob: &mut dyn Blob) -> io::Result<Vec<FramePlace>> {
         return Err(invalid("its frames do not fill the file"));
     }
     Ok(places)
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl Write for HashWriter<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.0.update(buf);
-        Ok(buf.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

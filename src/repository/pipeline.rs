@@ -15,9 +15,10 @@ use std::thread::JoinHandle;
 
 use super::RepositoryError;
 use super::frame::Encoder;
+use super::index::IndexWriter;
 use super::pack::{PackWriter, Published};
-use super::store::Store;
 use super::table::BlockTable;
+use super::vault::Vault;
 
 /// Frames waiting for a worker, and frames of one archive under way.
 const QUEUE_FRAMES: usize = 8;
@@ -118,13 +119,17 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn start(store: Arc<dyn Store>, workers: &Workers) -> Result<Self, RepositoryError> {
+    pub fn start(
+        vault: Arc<Vault>,
+        index: Arc<IndexWriter>,
+        workers: &Workers,
+    ) -> Result<Self, RepositoryError> {
         let (order, steps) = sync_channel(QUEUE_FRAMES);
         let (give_back, spare) = sync_channel(QUEUE_FRAMES);
         let written = Arc::new(AtomicU64::new(0));
         let writer = std::thread::Builder::new()
             .name("pack".to_owned())
-            .spawn(move || write_packs(&*store, &steps, &give_back))
+            .spawn(move || write_packs(&vault, &index, &steps, &give_back))
             .map_err(|e| RepositoryError::io("start a writing thread", e))?;
         Ok(Self {
             jobs: workers.sender()?,
@@ -209,7 +214,8 @@ fn gone() -> RepositoryError {
 }
 
 fn write_packs(
-    store: &dyn Store,
+    vault: &Vault,
+    index: &IndexWriter,
     steps: &Receiver<Step>,
     give_back: &SyncSender<Vec<u8>>,
 ) -> Packs {
@@ -225,7 +231,7 @@ fn write_packs(
                 let (frame, buffer) = reply.recv().map_err(|_| gone())?;
                 let pack = match &mut open {
                     Some(pack) => pack,
-                    None => open.insert(PackWriter::new(store)?),
+                    None => open.insert(PackWriter::new(vault)?),
                 };
                 written.store(pack.append(&frame?, raw_len)?, Ordering::Relaxed);
                 // A full pool just lets the buffer go.
@@ -233,9 +239,8 @@ fn write_packs(
             }
             Step::Close { pack, table } => {
                 if let Some(writer) = open.take() {
-                    let written = writer.publish(table)?;
-                    // One that verify had found damaged under this name is whole now.
-                    store.delete(&super::damaged_key(written.name))?;
+                    let written = writer.publish(vault, &table)?;
+                    index.add(written.name, &table)?;
                     published.push((pack, written));
                 }
             }

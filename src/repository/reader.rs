@@ -1,6 +1,6 @@
 //! Reads an archive's tar stream back out of the packs.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -10,9 +10,10 @@ use tokio_util::bytes::Bytes;
 use tokio_util::io::StreamReader;
 
 use super::frame::Decoder;
+use super::moved::{MOVES_LIMIT, Moved};
 use super::pack::PackReader;
 use super::ranges::{self, Range, RangeList};
-use super::store::Store;
+use super::vault::Vault;
 use super::{PackName, RepositoryError};
 
 /// Packs kept open, and decoded frames kept: a file's ranges go back and forth between few of them.
@@ -35,23 +36,26 @@ pub struct ArchiveReader {
 impl ArchiveReader {
     /// Opens the archive that a ranges file describes; its length must be `raw_bytes`.
     pub(super) fn open(
-        store: Arc<dyn Store>,
+        vault: Arc<Vault>,
         ranges_file: Vec<u8>,
         raw_bytes: u64,
     ) -> Result<Self, RepositoryError> {
-        let ranges = resolve(&store, ranges_file)?;
+        let ranges = resolve(&vault, ranges_file)?;
         if ranges.length() != raw_bytes {
             return Err(RepositoryError::Invalid(format!(
                 "the ranges of an archive cover {} bytes, its manifest says {raw_bytes}",
                 ranges.length()
             )));
         }
-        Self::over(store, ranges)
+        Self::over(vault, ranges)
     }
 
-    fn over(store: Arc<dyn Store>, ranges: RangeList<PackName>) -> Result<Self, RepositoryError> {
+    pub(super) fn over(
+        vault: Arc<Vault>,
+        ranges: RangeList<PackName>,
+    ) -> Result<Self, RepositoryError> {
         let left = ranges.length();
-        let packs = Packs::new(store).map_err(|e| RepositoryError::io("set up zstd", e))?;
+        let packs = Packs::new(vault).map_err(|e| RepositoryError::io("set up zstd", e))?;
         Ok(Self {
             packs,
             ranges: ranges.into_vec().into_iter(),
@@ -120,7 +124,7 @@ impl Read for ArchiveReader {
 
 /// Follows a ranges file down to depth 0.
 pub(super) fn resolve(
-    store: &Arc<dyn Store>,
+    vault: &Arc<Vault>,
     file: Vec<u8>,
 ) -> Result<RangeList<PackName>, RepositoryError> {
     let text = |bytes| {
@@ -137,7 +141,7 @@ pub(super) fn resolve(
             )));
         }
         let mut bytes = Vec::new();
-        ArchiveReader::over(Arc::clone(store), list)?
+        ArchiveReader::over(Arc::clone(vault), list)?
             .read_to_end(&mut bytes)
             .map_err(|e| RepositoryError::io("read a list of ranges", e))?;
         let (inner, inner_depth) = ranges::decode(&text(bytes)?)?;
@@ -152,10 +156,15 @@ pub(super) fn resolve(
 }
 
 /// Open packs and decoded frames, most recently used last.
+///
+/// A pack's SHA-256 is compared with its name when it is first opened: a restore hands out what was backed
+/// up or an error, never anything else. A pack that is gone or damaged is looked for where it moved to.
 struct Packs {
-    store: Arc<dyn Store>,
+    vault: Arc<Vault>,
     decoder: Decoder,
     open: VecDeque<(PackName, PackReader)>,
+    genuine: HashSet<PackName>,
+    moved: HashMap<PackName, Moved>,
     frames: VecDeque<KeptFrame>,
 }
 
@@ -169,65 +178,116 @@ impl KeptFrame {
     fn holds(&self, pack: PackName, offset: u64) -> bool {
         self.pack == pack && offset >= self.start && offset - self.start < self.bytes.len() as u64
     }
+
+    /// The front of `range`, as far as this frame reaches.
+    fn piece(&self, range: Range<PackName>) -> &[u8] {
+        let skip = usize::try_from(range.offset - self.start).unwrap_or(usize::MAX);
+        let available = self.bytes.get(skip..).unwrap_or_default();
+        let wanted = usize::try_from(range.length).unwrap_or(usize::MAX);
+        available
+            .get(..wanted.min(available.len()))
+            .unwrap_or_default()
+    }
 }
 
 impl Packs {
-    fn new(store: Arc<dyn Store>) -> io::Result<Self> {
+    fn new(vault: Arc<Vault>) -> io::Result<Self> {
         Ok(Self {
-            store,
+            vault,
             decoder: Decoder::new()?,
             open: VecDeque::new(),
+            genuine: HashSet::new(),
+            moved: HashMap::new(),
             frames: VecDeque::new(),
         })
     }
 
     /// Copies the front of `range` into `out`, as far as one frame and `out` reach.
     fn copy(&mut self, range: Range<PackName>, out: &mut [u8]) -> Result<usize, RepositoryError> {
-        if !self
-            .frames
-            .iter()
-            .any(|f| f.holds(range.pack, range.offset))
-        {
-            self.load(range.pack, range.offset)?;
+        let place = self.load(range)?;
+        let frame = self.frames.iter().find(|f| f.holds(place.pack, place.offset));
+        let piece = frame.map(|f| f.piece(place)).unwrap_or_default();
+        let count = piece.len().min(out.len());
+        if count == 0 {
+            return Err(RepositoryError::Damaged {
+                pack: range.pack,
+                why: format!("it ends before byte {}", range.offset),
+            });
         }
-        let ends_early = || RepositoryError::Damaged {
-            pack: range.pack,
-            why: format!("it ends before byte {}", range.offset),
-        };
-        let at = self
-            .frames
-            .iter()
-            .position(|f| f.holds(range.pack, range.offset))
-            .ok_or_else(ends_early)?;
-        let frame = self.frames.get(at).ok_or_else(ends_early)?;
-        let skip = usize::try_from(range.offset - frame.start).map_err(|_| ends_early())?;
-        let available = frame.bytes.get(skip..).unwrap_or_default();
-        let wanted = usize::try_from(range.length).unwrap_or(usize::MAX);
-        let count = available.len().min(wanted).min(out.len());
-        if let (Some(to), Some(from)) = (out.get_mut(..count), available.get(..count)) {
+        if let (Some(to), Some(from)) = (out.get_mut(..count), piece.get(..count)) {
             to.copy_from_slice(from);
         }
         Ok(count)
     }
 
-    fn load(&mut self, pack: PackName, offset: u64) -> Result<(), RepositoryError> {
+    /// Makes sure that the frame at the front of `range` is kept; returns where its bytes are now.
+    fn load(&mut self, mut range: Range<PackName>) -> Result<Range<PackName>, RepositoryError> {
+        for _ in 0..MOVES_LIMIT {
+            if let Some(moved) = self.moved.get(&range.pack) {
+                range = find(moved, range)?;
+                continue;
+            }
+            let kept = |f: &KeptFrame| f.holds(range.pack, range.offset);
+            if self.frames.iter().any(kept) {
+                return Ok(range);
+            }
+            let fault = match self.decode(range) {
+                Ok(()) => return Ok(range),
+                Err(fault) => fault,
+            };
+            if !fault.is_damage() {
+                return Err(fault);
+            }
+            let Some(moved) = self.vault.moved(range.pack)? else {
+                return Err(missing_as_damage(range.pack, fault));
+            };
+            self.moved.insert(range.pack, moved);
+        }
+        Err(RepositoryError::Damaged {
+            pack: range.pack,
+            why: "the files below moved/ lead in a circle".to_owned(),
+        })
+    }
+
+    fn decode(&mut self, range: Range<PackName>) -> Result<(), RepositoryError> {
         let mut bytes = if self.frames.len() >= KEPT_FRAMES {
             self.frames.pop_front().map(|f| f.bytes)
         } else {
             None
         }
         .unwrap_or_default();
+        let pack = range.pack;
         let at = self.open.iter().position(|(name, _)| *name == pack);
         let mut reader = match at.and_then(|at| self.open.remove(at)) {
             Some((_, reader)) => reader,
-            None => PackReader::open(&*self.store, pack)?,
+            None => PackReader::open(&self.vault, pack, !self.genuine.contains(&pack))?,
         };
-        let start = reader.frame_at(offset, &mut self.decoder, &mut bytes)?;
+        self.genuine.insert(pack);
+        let start = reader.frame_at(range.offset, &mut self.decoder, &mut bytes)?;
         if self.open.len() >= OPEN_PACKS {
             self.open.pop_front();
         }
         self.open.push_back((pack, reader));
         self.frames.push_back(KeptFrame { pack, start, bytes });
         Ok(())
+    }
+}
+
+fn find(moved: &Moved, range: Range<PackName>) -> Result<Range<PackName>, RepositoryError> {
+    moved
+        .find(range.offset, range.length)
+        .ok_or_else(|| RepositoryError::Damaged {
+            pack: range.pack,
+            why: format!("byte {} of it is lost: it was not among what was saved", range.offset),
+        })
+}
+
+fn missing_as_damage(pack: PackName, fault: RepositoryError) -> RepositoryError {
+    match fault {
+        RepositoryError::Missing(_) => RepositoryError::Damaged {
+            pack,
+            why: "it is missing".to_owned(),
+        },
+        other => other,
     }
 }

@@ -1,18 +1,24 @@
 //! A backup under way: opens archives, and commits them all at once or not at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::crypto::Sealed;
+use super::index::{self, IndexWriter};
+use super::lease::{self, Lease};
 use super::manifest::{ArchiveRecord, Manifest, Parent};
 use super::pipeline::{Pipeline, Workers};
 use super::sink::{SealedArchive, Sink};
-use super::store::Store;
+use super::uses::Uses;
+use super::vault::Vault;
 use super::{
-    FORMAT, Repository, RepositoryError, index_key, lease_key, manifest_key, ranges_key, sha256_hex,
+    FORMAT, PackName, Repository, RepositoryError, manifest_name, packs_key, ranges_name,
+    sha256_hex,
 };
 use crate::archive::ArchiveWriter;
 use crate::archive::cache::Cache;
@@ -56,11 +62,11 @@ impl Progress {
 
 /// What all archives of one backup share.
 pub struct Session {
-    store: Arc<dyn Store>,
+    vault: Arc<Vault>,
+    index: Arc<IndexWriter>,
     workers: Workers,
     cache: Mutex<Cache>,
     run: String,
-    block_key: [u8; 32],
     /// Set when the run is to be given up: the next block fails.
     stop: AtomicBool,
     pub progress: Progress,
@@ -81,7 +87,11 @@ impl Session {
     }
 
     pub(super) fn pipeline(&self) -> Result<Pipeline, RepositoryError> {
-        Pipeline::start(Arc::clone(&self.store), &self.workers)
+        Pipeline::start(
+            Arc::clone(&self.vault),
+            Arc::clone(&self.index),
+            &self.workers,
+        )
     }
 
     pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -93,7 +103,7 @@ impl Session {
     }
 
     pub(super) fn block_hash(&self, bytes: &[u8]) -> blake3::Hash {
-        blake3::keyed_hash(&self.block_key, bytes)
+        self.vault.secrets.block_hash(bytes)
     }
 }
 
@@ -101,24 +111,10 @@ impl Session {
 pub struct Backup<'a> {
     repository: &'a Repository,
     session: Arc<Session>,
+    /// Removed with the backup, whether it was committed or given up.
+    lease: Lease,
     started: Timestamp,
     parent: Option<Parent>,
-    committed: bool,
-}
-
-impl Drop for Backup<'_> {
-    /// A backup that was given up needs its lease no longer.
-    fn drop(&mut self) {
-        if self.committed {
-            return;
-        }
-        if let Err(err) = self.repository.store.delete(&lease_key(self.session.run())) {
-            tracing::warn!(
-                "the lease of {} could not be removed: {err}",
-                self.session.run()
-            );
-        }
-    }
 }
 
 /// What a service's adapter says of its archive, for the manifest.
@@ -147,40 +143,76 @@ pub fn new_id(now: Timestamp) -> String {
     )
 }
 
+/// How long a backup waits for a prune that has the repository for itself.
+const LOCK_PATIENCE: Duration = Duration::from_mins(10);
+
 impl Repository {
-    /// Begins a backup: writes its lease and opens the cache in `state`.
+    /// Begins a backup: takes its lease and opens the cache in `state`.
     pub fn begin(&self, id: &str, state: &Path, level: i32) -> Result<Backup<'_>, RepositoryError> {
         let started = Timestamp::now();
-        self.store.remove_abandoned()?;
+        let vault = self.vault();
+        vault.store.remove_abandoned()?;
+        let lease = Lease::take(vault, id, LOCK_PATIENCE)?;
+        self.update_recipients()?;
         let parent = match self.backups()?.last() {
             Some(id) => Some(Parent {
                 id: id.clone(),
-                manifest_sha256: sha256_hex(&self.manifest_bytes(id)?),
+                manifest_sha256: sha256_hex(&self.stored_manifest(id)?),
             }),
             None => None,
         };
-        let lease = serde_json::json!({ "backup": id, "started": started, "parent": parent });
-        self.store
-            .put(&lease_key(id), lease.to_string().as_bytes())?;
-        let mut cache = Cache::open(state, self.id(), &self.packs()?)?;
+        // After the lease: what is usable now stays until the lease ends.
+        let usable = lease::usable_packs(vault)?;
+        let mut cache = Cache::open(state, self.id(), &usable, &|pack| vault.moved(pack))?;
         cache.begin()?;
+        learn(vault, &mut cache, &usable)?;
         let session = Session {
-            store: Arc::clone(&self.store),
+            index: Arc::new(IndexWriter::new(Arc::clone(vault), id)),
+            vault: Arc::clone(vault),
             workers: Workers::start(level)?,
             cache: Mutex::new(cache),
             run: id.to_owned(),
-            block_key: self.block_key,
             stop: AtomicBool::new(false),
             progress: Progress::default(),
         };
         Ok(Backup {
             repository: self,
             session: Arc::new(session),
+            lease,
             started,
             parent,
-            committed: false,
         })
     }
+}
+
+/// Reads what other writers put into the index since this host last looked, so that nothing is stored that
+/// another host has stored.
+fn learn(
+    vault: &Vault,
+    cache: &mut Cache,
+    usable: &HashSet<PackName>,
+) -> Result<(), RepositoryError> {
+    if !vault.mode.can_read() {
+        return Ok(());
+    }
+    let parts = index::parts(vault)?;
+    for part in cache.unknown_parts(&parts)? {
+        let read = index::read(vault, &part, |pack, table| {
+            if usable.contains(&pack) {
+                cache.learn_pack(pack, &table)?;
+            }
+            Ok(())
+        });
+        match read {
+            Ok(()) => cache.note_part(&part)?,
+            // Pruned meanwhile.
+            Err(RepositoryError::Missing(_)) => {}
+            Err(err @ RepositoryError::Io { .. }) => return Err(err),
+            // What is not known is stored once more; verify tells of the file.
+            Err(err) => tracing::warn!("a part of the index is not used: {err}; run `verify`"),
+        }
+    }
+    Ok(())
 }
 
 impl Backup<'_> {
@@ -202,15 +234,15 @@ impl Backup<'_> {
         &self.session
     }
 
-    /// Commits: index, ranges, manifest, in this order, each durable before the next.
+    /// Commits: index, ranges, list of packs, manifest, in this order, each durable before the next.
     pub fn commit(
         mut self,
         archives: Vec<(SealedArchive, ArchiveNotes)>,
         notes: BackupNotes,
     ) -> Result<Manifest, RepositoryError> {
         let id = self.session.run().to_owned();
-        let store = &*self.repository.store;
-        self.write_index(&id, &archives)?;
+        let vault = self.repository.vault();
+        self.session.index.flush()?;
         let names: Vec<String> = archives
             .iter()
             .map(|(sealed, _)| sealed.name.clone())
@@ -221,25 +253,18 @@ impl Backup<'_> {
                 names.join(", ")
             )));
         }
+        let mut uses = Uses::default();
         let mut records = Vec::with_capacity(archives.len());
         for (sealed, notes) in archives {
-            store.put(
-                &ranges_key(&id, &sealed.name),
+            vault.put(
+                &ranges_name(&id, &sealed.name),
                 sealed.ranges_text.as_bytes(),
             )?;
-            records.push(ArchiveRecord {
-                kind: notes.kind,
-                container: notes.container,
-                point: notes.point,
-                report: notes.report,
-                raw_bytes: sealed.raw_bytes,
-                read_bytes: sealed.read_bytes,
-                stored_bytes: sealed.stored_bytes(),
-                ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
-                stream_sha256: sealed.stream_sha256,
-                name: sealed.name,
-            });
+            uses.extend(&sealed.uses);
+            records.push(record(sealed, notes));
         }
+        let list = vault.sealed_text(Sealed::Packs(&id), &uses.encode());
+        vault.store.put(&packs_key(&id), list.as_bytes())?;
         let manifest = Manifest {
             format: FORMAT,
             id: id.clone(),
@@ -257,39 +282,34 @@ impl Backup<'_> {
             archives: records,
             warnings: notes.warnings,
         };
-        let text = serde_json::to_vec_pretty(&manifest)
-            .map_err(|e| RepositoryError::Invalid(format!("encode the manifest: {e}")))?;
-        store.put(&manifest_key(&id), &text)?;
-        self.committed = true;
-        // The backup exists. What follows is housekeeping: its failure is said and does not undo it.
-        if let Err(err) = store.delete(&lease_key(&id)) {
-            tracing::warn!("the lease of {id} could not be removed: {err}");
+        let sealed = manifest.seal(vault)?;
+        self.lease.check()?;
+        vault.put(&manifest_name(&id), &sealed)?;
+        if let Err(void) = self.lease.check() {
+            // The machine slept between the check and the commit: what is referred to may be gone.
+            self.repository.drop_backup(&id)?;
+            return Err(void);
         }
+        // The backup exists. What follows is housekeeping: its failure is said and does not undo it.
         if let Err(err) = self.session.cache().commit(&id, &names) {
             tracing::warn!("the cache was not updated, so the next backup reads more: {err}");
         }
         Ok(manifest)
     }
+}
 
-    fn write_index(
-        &self,
-        id: &str,
-        archives: &[(SealedArchive, ArchiveNotes)],
-    ) -> Result<(), RepositoryError> {
-        let failed = |e| RepositoryError::io("compress the index", e);
-        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 3).map_err(failed)?;
-        for published in archives.iter().flat_map(|(sealed, _)| &sealed.published) {
-            let table = published.table.encode();
-            let length = u32::try_from(table.len()).map_err(|_| {
-                RepositoryError::Invalid("a block table is larger than 4 GiB".to_owned())
-            })?;
-            for part in [published.name.0.as_slice(), &length.to_le_bytes(), &table] {
-                std::io::Write::write_all(&mut encoder, part).map_err(failed)?;
-            }
-        }
-        self.repository
-            .store
-            .put(&index_key(id), &encoder.finish().map_err(failed)?)
+fn record(sealed: SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
+    ArchiveRecord {
+        kind: notes.kind,
+        container: notes.container,
+        point: notes.point,
+        report: notes.report,
+        raw_bytes: sealed.raw_bytes,
+        read_bytes: sealed.read_bytes,
+        stored_bytes: sealed.stored_bytes,
+        ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
+        stream_sha256: sealed.stream_sha256,
+        name: sealed.name,
     }
 }
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
-use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT, Published};
+use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT};
 use super::pipeline::Pipeline;
 use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
 use super::session::Session;
 use super::table::{BlockTable, PageId};
+use super::uses::Uses;
 use super::{PackName, RepositoryError, hex};
 use crate::archive::Cut;
 use crate::archive::cache::{CachedFile, PackRef};
@@ -31,7 +32,7 @@ pub struct Sink {
     pack: Option<PackRef>,
     pack_raw: u64,
     table: BlockTable,
-    published: Vec<Published>,
+    stored_bytes: u64,
     ranges: RangeList<PackRef>,
     raw_bytes: u64,
     read_bytes: u64,
@@ -53,8 +54,10 @@ pub struct SealedArchive {
     pub(super) name: String,
     /// The ranges file.
     pub(super) ranges_text: String,
-    /// Packs written for it, in order, with what is in them.
-    pub(super) published: Vec<Published>,
+    /// Bytes of the packs written for it.
+    pub(super) stored_bytes: u64,
+    /// The packs its ranges name.
+    pub(super) uses: Uses,
     pub(super) raw_bytes: u64,
     pub(super) read_bytes: u64,
     pub(super) stream_sha256: Option<String>,
@@ -74,7 +77,7 @@ impl SealedArchive {
     }
 
     pub fn stored_bytes(&self) -> u64 {
-        self.published.iter().map(|p| p.stored_bytes).sum()
+        self.stored_bytes
     }
 }
 
@@ -91,7 +94,7 @@ impl Sink {
             pack: None,
             pack_raw: 0,
             table: BlockTable::default(),
-            published: Vec::new(),
+            stored_bytes: 0,
             ranges: RangeList::default(),
             raw_bytes: 0,
             read_bytes: 0,
@@ -220,8 +223,10 @@ impl Sink {
         self.publish_open()?;
         let stream_sha256 = self.stream_hash.take().map(|hash| hex(&hash.finalize()));
         let (raw_bytes, read_bytes) = (self.raw_bytes, self.read_bytes);
-        let mut depth = 0;
-        let mut text = ranges::encode(&self.named(&self.ranges)?, depth);
+        let (mut depth, mut uses) = (0, Uses::default());
+        let mut list = self.named(&self.ranges)?;
+        uses.add(&list);
+        let mut text = ranges::encode(&list, depth);
         while text.len() > INLINE_LIMIT_BYTES && depth < MAX_DEPTH {
             depth += 1;
             self.pipeline = self.session.pipeline()?;
@@ -231,12 +236,15 @@ impl Sink {
             cutter.feed(text.as_bytes(), |block| self.block(block))?;
             cutter.finish(|block| self.block(block))?;
             self.publish_open()?;
-            text = ranges::encode(&self.named(&self.ranges)?, depth);
+            list = self.named(&self.ranges)?;
+            uses.add(&list);
+            text = ranges::encode(&list, depth);
         }
         Ok(SealedArchive {
             name: self.archive,
             ranges_text: text,
-            published: self.published,
+            stored_bytes: self.stored_bytes,
+            uses,
             raw_bytes,
             read_bytes,
             stream_sha256,
@@ -316,7 +324,7 @@ impl Sink {
         for (pack, published) in published {
             cache.name_pack(pack, published.name)?;
             self.session.progress.add_stored(published.stored_bytes);
-            self.published.push(published);
+            self.stored_bytes += published.stored_bytes;
         }
         Ok(())
     }

@@ -6,17 +6,23 @@ pub use local::LocalStore;
 
 use std::io::{self, Read, Write};
 
+use jiff::Timestamp;
+
 use super::RepositoryError;
 
 /// A flat space of immutable files, named by relative `/`-separated keys.
 ///
-/// Contract: when `put` or `publish` returns, the file is durable and complete under its key; before that
-/// nothing is visible there. A key that exists is never overwritten: `put` fails with
-/// [`RepositoryError::Exists`], `publish` of a content-named file takes the one that is there as its own.
-/// All methods block.
+/// Contract: when `put`, `publish` or `replace` returns, the file is durable and complete under its key; before
+/// that nothing of it is visible there. `put` and `publish` never overwrite: of several writers of one key one
+/// succeeds, and the others get [`RepositoryError::Exists`]. Times are the store's own: the clock of this
+/// machine has no part in them. All methods block.
 pub trait Store: Send + Sync {
     /// Stores a small file under a new key.
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError>;
+
+    /// Stores a small file in place of one that may exist: a reader sees the old content or the new one. For
+    /// the configuration, wrapped keys and locks; nothing else ever changes.
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError>;
 
     /// Opens a place to write a large file to before its name is known.
     fn spool(&self) -> Result<Box<dyn Spool>, RepositoryError>;
@@ -27,7 +33,12 @@ pub trait Store: Send + Sync {
     /// Opens a file for reading at positions.
     fn open(&self, key: &str) -> Result<Box<dyn Blob>, RepositoryError>;
 
-    /// Every key below `prefix` (a directory), with its size, in no particular order.
+    /// The whole file near by, for many reads at positions; what is read of it was checked to be all of it.
+    fn fetch(&self, key: &str) -> Result<Box<dyn Blob>, RepositoryError> {
+        self.open(key)
+    }
+
+    /// Every key below `prefix` (a directory) with its size and time, in no particular order.
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, RepositoryError>;
 
     /// Removes a file; one that is not there is fine.
@@ -36,11 +47,17 @@ pub trait Store: Send + Sync {
     /// Removes unfinished files that no living backup can still be writing.
     fn remove_abandoned(&self) -> Result<(), RepositoryError>;
 
+    /// The store's own clock: what a file written now would have as its time of modification.
+    fn now(&self) -> Result<Timestamp, RepositoryError>;
+
     /// Proves that files can be created and removed.
     fn check_writable(&self) -> Result<(), RepositoryError>;
 
     /// Free bytes, where the backend has such a limit.
     fn free_bytes(&self) -> Option<u64>;
+
+    /// Whether it is at the other end of a network: a read costs a round trip, and others keep the disks.
+    fn is_remote(&self) -> bool;
 
     /// How messages name it.
     fn describe(&self) -> String;
@@ -51,11 +68,13 @@ pub trait Store: Send + Sync {
 pub struct Entry {
     pub key: String,
     pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Timestamp,
 }
 
 /// A file being written; dropping it leaves nothing behind.
 pub trait Spool: Write + Send {
-    /// Makes what was written durable under `key`.
+    /// Makes what was written durable under `key`, which must be free.
     fn publish(self: Box<Self>, key: &str) -> Result<(), RepositoryError>;
 }
 

@@ -165,7 +165,7 @@ fn check_parent(repository: &Repository, manifest: &Manifest, report: &mut Verif
         return;
     };
     // A parent that retention dropped is no fault.
-    if let Ok(bytes) = repository.manifest_bytes(&parent.id)
+    if let Ok(bytes) = repository.stored_manifest(&parent.id)
         && sha256_hex(&bytes) != parent.manifest_sha256
     {
         report.damage.push(damage(
@@ -201,7 +201,7 @@ fn check_pack(
     depth: Depth,
     decoder: &mut Decoder,
 ) -> Result<u64, RepositoryError> {
-    let mut pack = match PackReader::open(&**repository.store(), name) {
+    let mut pack = match PackReader::open(repository.vault(), name, depth == Depth::Full) {
         Err(RepositoryError::Missing(_)) => {
             return Err(RepositoryError::Damaged {
                 pack: name,
@@ -217,7 +217,6 @@ fn check_pack(
         });
     }
     if depth == Depth::Full {
-        pack.verify_name()?;
         pack.decode_all(decoder)?;
         pack.table()?;
     }

@@ -1,13 +1,12 @@
 //! A directory as the store: the default.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Blob, Entry, RepositoryError, Spool, Store};
 use crate::durable::{self, AtomicFile};
@@ -16,7 +15,7 @@ use crate::durable::{self, AtomicFile};
 const FILE_MODE: u32 = 0o600;
 
 /// No backup lives longer than a lease.
-const ABANDONED_AFTER: Duration = Duration::from_hours(24);
+const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// A repository directory on a local or mounted file system.
 #[derive(Debug, Clone)]
@@ -56,6 +55,13 @@ impl Store for LocalStore {
         let path = self.path(key)?;
         make_parents(&path)
             .and_then(|()| durable::write_new(&path, bytes, FILE_MODE))
+            .map_err(|e| self.failed("write", key, e))
+    }
+
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
+        let path = self.path(key)?;
+        make_parents(&path)
+            .and_then(|()| durable::write_replace(&path, bytes, FILE_MODE))
             .map_err(|e| self.failed("write", key, e))
     }
 
@@ -128,8 +134,9 @@ impl Store for LocalStore {
                     open.push((entry.path(), child));
                 } else {
                     found.push(Entry {
-                        key: child,
                         size: meta.len(),
+                        modified: modified(&meta).map_err(|e| self.failed("list", &child, e))?,
+                        key: child,
                     });
                 }
             }
@@ -146,6 +153,7 @@ impl Store for LocalStore {
 
     fn remove_abandoned(&self) -> Result<(), RepositoryError> {
         // By age, as leases are: another host may be writing here.
+        let now = self.now()?;
         for (dir, keep) in [
             ("packs", durable::is_temp as fn(&OsStr) -> bool),
             ("leases", |_| true),
@@ -158,10 +166,10 @@ impl Store for LocalStore {
             for entry in entries {
                 let entry = entry.map_err(|e| self.failed("list", dir, e))?;
                 let Ok(meta) = entry.metadata() else { continue };
-                let age = meta.modified().ok().and_then(|t| t.elapsed().ok());
+                let written = modified(&meta).map_err(|e| self.failed("list", dir, e))?;
                 if meta.is_file()
                     && keep(&entry.file_name())
-                    && age.is_some_and(|age| age > ABANDONED_AFTER)
+                    && now.duration_since(written) > ABANDONED_AFTER
                 {
                     durable::remove(&entry.path())
                         .map_err(|e| self.failed("remove an abandoned file in", dir, e))?;
@@ -169,6 +177,18 @@ impl Store for LocalStore {
             }
         }
         Ok(())
+    }
+
+    fn now(&self) -> Result<Timestamp, RepositoryError> {
+        // The file system's clock, which a file server has of its own.
+        let read = || -> io::Result<Timestamp> {
+            let mut file = AtomicFile::create(&self.root, FILE_MODE)?;
+            file.write_all(b"lifeboat")?;
+            modified(&file.file().metadata()?)
+        };
+        read().map_err(|e| {
+            RepositoryError::io(format!("read the clock of {}", self.root.display()), e)
+        })
     }
 
     fn check_writable(&self) -> Result<(), RepositoryError> {
@@ -182,6 +202,10 @@ impl Store for LocalStore {
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     fn describe(&self) -> String {
         self.root.display().to_string()
     }
@@ -193,22 +217,8 @@ fn make_parents(path: &Path) -> io::Result<()> {
         .map_or(Ok(()), |parent| durable::create_dir_all(parent, 0o700))
 }
 
-/// Whether a pack's SHA-256 is its name.
-fn holds_what_it_is_named(path: &Path) -> io::Result<bool> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hash.update(buffer.get(..count).unwrap_or_default()),
-        }
-    }
-    let stem = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_suffix(".zst"));
-    Ok(stem == Some(crate::repository::hex(&hash.finalize()).as_str()))
+fn modified(meta: &Metadata) -> io::Result<Timestamp> {
+    Timestamp::try_from(meta.modified()?).map_err(io::Error::other)
 }
 
 struct LocalSpool {
@@ -230,21 +240,9 @@ impl Spool for LocalSpool {
     fn publish(self: Box<Self>, key: &str) -> Result<(), RepositoryError> {
         let Self { file, store } = *self;
         let path = store.path(key)?;
-        if path.exists() {
-            // Named by its content: what is there is the same file, unless it was damaged; then this one heals it.
-            let same = holds_what_it_is_named(&path).map_err(|e| store.failed("read", key, e))?;
-            return if same {
-                Ok(())
-            } else {
-                file.commit_replacing(&path)
-                    .map_err(|e| store.failed("publish", key, e))
-            };
-        }
-        match make_parents(&path).and_then(|()| file.commit_new(&path)) {
-            // Another host was faster.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map_err(|e| store.failed("publish", key, e)),
-        }
+        make_parents(&path)
+            .and_then(|()| file.commit_new(&path))
+            .map_err(|e| store.failed("publish", key, e))
     }
 }
 

@@ -1,0 +1,178 @@
+//! The store as the rest of the repository sees it: plaintext in, plaintext out, whatever is stored.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::crypto::{Encrypting, Mode, Sealed, Secrets};
+use super::store::{Blob, Spool, Store};
+use super::{PackName, RepositoryError};
+
+/// Ends a sealed text file.
+const SEAL_LINE: &str = "# seal ";
+/// age's header and tags: what an encrypted small file may be longer than its plaintext.
+const AGE_OVERHEAD_LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// A store, and the keys to it.
+pub struct Vault {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) mode: Mode,
+    pub(super) secrets: Secrets,
+}
+
+impl Vault {
+    /// The store's own clock.
+    pub fn now(&self) -> Result<Timestamp, RepositoryError> {
+        self.store.now()
+    }
+
+    /// The name under which a file of the repository that is encrypted lies in the store.
+    pub fn key(&self, name: &str) -> String {
+        format!("{name}{}", self.mode.suffix())
+    }
+
+    pub fn pack_key(&self, pack: PackName) -> String {
+        self.key(&pack.key())
+    }
+
+    /// Stores a small file under a new name, encrypted.
+    pub fn put(&self, name: &str, plain: &[u8]) -> Result<(), RepositoryError> {
+        self.store
+            .put(&self.key(name), &self.mode.encrypt(plain)?)
+    }
+
+    /// Reads a small file.
+    pub fn get(&self, name: &str, limit_bytes: u64) -> Result<Vec<u8>, RepositoryError> {
+        let key = self.key(name);
+        let stored = self
+            .store
+            .get(&key, limit_bytes.saturating_add(AGE_OVERHEAD_LIMIT_BYTES))?;
+        let plain = self.mode.decrypt(&key, stored, limit_bytes)?;
+        if plain.len() as u64 > limit_bytes {
+            return Err(RepositoryError::Invalid(format!(
+                "{key} is larger than {limit_bytes} bytes: it is damaged"
+            )));
+        }
+        Ok(plain)
+    }
+
+    /// Text with a last line that vouches for the rest.
+    pub fn sealed_text(&self, what: Sealed<'_>, text: &str) -> String {
+        let seal = self.secrets.seal(what, text.as_bytes());
+        format!("{text}{SEAL_LINE}{seal}\n")
+    }
+
+    /// The text without its seal, which must be right.
+    pub fn unsealed_text(
+        &self,
+        what: Sealed<'_>,
+        key: &str,
+        bytes: Vec<u8>,
+    ) -> Result<String, RepositoryError> {
+        let mut text = String::from_utf8(bytes)
+            .map_err(|_| RepositoryError::Invalid(format!("{key} is not text: it is damaged")))?;
+        let end = text
+            .strip_suffix('\n')
+            .and_then(|text| text.rfind('\n').map(|at| at + 1))
+            .unwrap_or(0);
+        let seal = text
+            .get(end..)
+            .and_then(|line| line.strip_prefix(SEAL_LINE))
+            .map(str::trim_end);
+        if !seal.is_some_and(|seal| {
+            self.secrets
+                .is_sealed(what, text.as_bytes().get(..end).unwrap_or_default(), seal)
+        }) {
+            return Err(RepositoryError::Forged(key.to_owned()));
+        }
+        text.truncate(end);
+        Ok(text)
+    }
+
+    /// A pack to write; what it is named shows when it is complete.
+    pub(super) fn pack_spool(&self) -> Result<Encrypting<HashedSpool>, RepositoryError> {
+        self.mode.writer(HashedSpool {
+            spool: self.store.spool()?,
+            hash: Sha256::new(),
+            written: 0,
+        })
+    }
+
+    /// Opens a pack for reading at positions. With `genuine` its SHA-256 is compared with its name first.
+    pub(super) fn open_pack(
+        &self,
+        pack: PackName,
+        genuine: bool,
+    ) -> Result<(Box<dyn Blob>, u64), RepositoryError> {
+        let key = self.pack_key(pack);
+        let stored = if genuine {
+            let mut stored = self.store.fetch(&key)?;
+            check_name(pack, stored.as_mut())?;
+            stored
+        } else {
+            self.store.open(&key)?
+        };
+        let stored_bytes = stored.size();
+        let plain = self.mode.open(&key, stored).map_err(|e| match e {
+            RepositoryError::Invalid(why) => RepositoryError::Damaged { pack, why },
+            other => other,
+        })?;
+        Ok((plain, stored_bytes))
+    }
+}
+
+/// SHA-256 of a pack's file equals its name.
+pub(super) fn check_name(pack: PackName, stored: &mut dyn Blob) -> Result<(), RepositoryError> {
+    let damaged = |why: String| RepositoryError::Damaged { pack, why };
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut stream = stored.stream().map_err(|e| damaged(e.to_string()))?;
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => hash.update(buffer.get(..count).unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(damaged(e.to_string())),
+        }
+    }
+    let found = PackName(hash.finalize().into());
+    if found == pack {
+        Ok(())
+    } else {
+        Err(damaged(format!("its SHA-256 is {found}")))
+    }
+}
+
+/// A spool that knows the digest and the length of what it was given.
+pub struct HashedSpool {
+    spool: Box<dyn Spool>,
+    hash: Sha256,
+    written: u64,
+}
+
+impl HashedSpool {
+    /// Publishes the pack under the name that `key` makes of its digest.
+    pub(super) fn publish(
+        self,
+        key: impl FnOnce(PackName) -> String,
+    ) -> Result<(PackName, u64), RepositoryError> {
+        let name = PackName(self.hash.finalize().into());
+        self.spool.publish(&key(name))?;
+        Ok((name, self.written))
+    }
+}
+
+impl Write for HashedSpool {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let count = self.spool.write(buf)?;
+        self.hash.update(buf.get(..count).unwrap_or_default());
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.spool.flush()
+    }
+}

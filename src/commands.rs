@@ -17,14 +17,13 @@ mod workplace;
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
-use crate::repository::store::{LocalStore, Store};
+use crate::repository::store;
 use crate::repository::{Repository, RepositoryError};
 
 /// What every command gets.
@@ -38,12 +37,7 @@ pub struct Context {
 impl Context {
     /// Opens the repository with the keys that were given.
     pub fn repository(&self) -> Result<Repository, RepositoryError> {
-        Repository::open(self.store(), &self.config.keys)
-    }
-
-    /// Where the repository lies.
-    pub fn store(&self) -> Arc<dyn Store> {
-        Arc::new(LocalStore::new(&self.config.repository))
+        Repository::open(store::connect(&self.config)?, &self.config.keys)
     }
 }
 

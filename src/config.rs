@@ -4,11 +4,12 @@
 //! hint for a misspelt name all come from there. All mistakes are reported at once.
 
 mod parse;
+mod place;
 mod variables;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use regex::Regex;
@@ -16,12 +17,14 @@ use serde::Deserialize;
 
 use crate::repository::keys::Keys;
 
+pub use place::RepositoryPlace;
 pub use variables::{VARIABLES, Variable, markdown_table};
 
 /// Everything the program was told, parsed and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub repository: PathBuf,
+    pub repository: RepositoryPlace,
+    pub s3: S3Config,
     /// What opens the repository.
     pub keys: Keys,
     /// Secrets may lie unencrypted in a remote repository.
@@ -50,6 +53,47 @@ pub struct Config {
 
     /// Odd but harmless: unknown variables with a name close to a known one.
     pub warnings: Vec<String>,
+}
+
+/// The way into S3, by the names that AWS's own tools read.
+#[derive(Debug, Clone, Default)]
+pub struct S3Config {
+    /// `None`: AWS itself.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub path_style: bool,
+    /// Certificates to trust beside the system's.
+    pub ca_bundle: Option<PathBuf>,
+    pub credentials: S3Credentials,
+}
+
+/// Where the credentials come from.
+#[derive(Debug, Clone, Default)]
+pub enum S3Credentials {
+    Keys {
+        id: String,
+        secret: Secret,
+        session_token: Option<Secret>,
+    },
+    /// One profile of a shared credentials file, read when the store is opened.
+    File { path: PathBuf, profile: String },
+    /// A token that an orchestrator puts into a file, exchanged for keys.
+    WebIdentity {
+        token_file: PathBuf,
+        role_arn: String,
+        session_name: Option<String>,
+        sts_endpoint: Option<String>,
+    },
+    /// A container's role, by the address that ECS gives.
+    Task { relative_uri: String },
+    /// A container's role, by the address and token that EKS gives.
+    Pod {
+        full_uri: String,
+        token_file: PathBuf,
+    },
+    /// The role of the machine, if it has one.
+    #[default]
+    Machine,
 }
 
 #[derive(Debug, Clone)]
@@ -158,6 +202,14 @@ impl Config {
             std::env::vars_os()
                 .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
         )
+    }
+
+    /// The directories that hold the program's own files: they are in no backup.
+    pub fn own_directories(&self) -> impl Iterator<Item = &Path> {
+        self.repository
+            .directory()
+            .into_iter()
+            .chain([self.state.as_path()])
     }
 
     /// Reads the given variables; what tests and [`Self::from_env`] use.

@@ -99,6 +99,15 @@ pub enum RepositoryError {
     Missing(String),
     #[error("{0} exists already")]
     Exists(String),
+    /// The store did not do it: unreachable, refusing, or out of order.
+    #[error("{what}: {why}")]
+    Remote {
+        what: String,
+        why: String,
+        transient: bool,
+    },
+    #[error("{0} was kept: the store lets nobody delete it, or not with these credentials")]
+    Refused(String),
     #[error("the run was asked to stop; nothing was committed")]
     Stopped,
     #[error("pack {pack} is damaged: {why}")]
@@ -129,6 +138,22 @@ impl RepositoryError {
             _ => {}
         }
         Self::Io { what, source }
+    }
+
+    /// Whether the same may succeed a while later.
+    pub const fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Remote {
+                transient: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether a deletion was refused (credentials without the right, object lock): the file is still there.
+    pub const fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
     }
 
     /// The repository's content, not the way to it, is at fault.
@@ -226,12 +251,6 @@ impl Repository {
 
     /// Opens the unencrypted repository in a directory, or makes one where there is none.
     pub fn open_or_init_local(dir: &Path) -> Result<Self, RepositoryError> {
-        crate::durable::create_dir_all(dir, 0o700).map_err(|e| {
-            RepositoryError::io(
-                format!("create the repository directory {}", dir.display()),
-                e,
-            )
-        })?;
         Self::open_or_init(Arc::new(LocalStore::new(dir)), &Keys::none())
     }
 

@@ -1,5 +1,6 @@
 //! `backup`: hold, copy, freeze, drain, release, commit, and then retention.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +14,7 @@ use super::{Context, Failure, adapters, output};
 use crate::archive::{ArchiveWriter, SealedArchive};
 use crate::repository::manifest::Manifest;
 use crate::repository::session::{ArchiveNotes, Backup, BackupNotes, new_id};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{Repository, RepositoryError, store};
 use crate::retention::{self, Candidate, Decision};
 use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
@@ -99,11 +100,12 @@ fn guard_secrets(context: &Context, repository: &Repository) -> anyhow::Result<(
 
 /// Opens the repository, or makes it; an empty mount point in the place of the known one is neither.
 fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Repository> {
-    let dir = &context.config.repository;
+    let place = &context.config.repository;
+    let store = store::connect(&context.config)?;
     let known = Record::load(&context.config.state)
         .repository
         .filter(|_| !new_repository);
-    let repository = match (context.repository(), known) {
+    let repository = match (Repository::open(Arc::clone(&store), &context.config.keys), known) {
         (Err(RepositoryError::NoRepository(place)), Some(_)) => anyhow::bail!(
             "{place} is empty, but backups were made to a repository there before: is the disk mounted? \
              To begin a new one, run `backup --new-repository`"
@@ -111,12 +113,11 @@ fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Re
         (Ok(repository), Some(id)) if repository.id() != id => anyhow::bail!(
             "{} holds another repository ({}) than the one backups were made to ({id}): is the right disk mounted? \
              To go on with this one, run `backup --new-repository`",
-            dir.display(),
+            place,
             repository.id()
         ),
         (Err(RepositoryError::NoRepository(_)), None) => {
-            crate::durable::create_dir_all(dir, 0o700).context("create the repository directory")?;
-            Repository::open_or_init(context.store(), &context.config.keys)?
+            Repository::open_or_init(store, &context.config.keys)?
         }
         (opened, _) => opened?,
     };

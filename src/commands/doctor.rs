@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::{Context, Failure, adapters, output};
-use crate::repository::store::LocalStore;
-use crate::repository::store::Store as _;
-use crate::repository::RepositoryError;
+use crate::config::Config;
+use crate::repository::store::{self, Store};
+use crate::repository::{Repository, RepositoryError};
 use crate::services::Check;
 use crate::stack::discover;
 use crate::stack::engine::Engine;
@@ -33,7 +34,11 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             .map(|warning| Check::bad("configuration", warning.clone())),
     );
     checks.push(writable("state directory", &config.state, "LIFEBOAT_STATE"));
-    checks.push(repository(context));
+    let store = store::connect(config);
+    checks.push(match &store {
+        Ok(store) => repository(config, store),
+        Err(err) => Check::bad("repository", err.to_string()),
+    });
     let mut estimate_bytes = 0;
     match Engine::from_config(config).await {
         Err(err) => checks.push(Check::bad("docker", err.to_string())),
@@ -73,7 +78,9 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             }
         }
     }
-    checks.push(space(&config.repository, estimate_bytes));
+    if let Ok(store) = &store {
+        checks.push(space(&**store, estimate_bytes));
+    }
     let report = Report {
         good: checks.iter().all(|check| check.outcome.is_ok()),
         checks,
@@ -103,20 +110,28 @@ fn writable(subject: &str, dir: &Path, variable: &str) -> Check {
     }
 }
 
-fn repository(context: &Context) -> Check {
-    let dir = &context.config.repository;
+fn repository(config: &Config, store: &Arc<dyn Store>) -> Check {
     let subject = "repository";
-    let writable = writable(subject, dir, "LIFEBOAT_REPOSITORY");
-    if writable.outcome.is_err() {
-        return writable;
+    match config.repository.directory() {
+        Some(dir) => {
+            let writable = writable(subject, dir, "LIFEBOAT_REPOSITORY");
+            if writable.outcome.is_err() {
+                return writable;
+            }
+        }
+        None => {
+            if let Err(err) = store.check_writable() {
+                return Check::bad(subject, err.to_string());
+            }
+        }
     }
-    match context.repository() {
+    let place = store.describe();
+    match Repository::open(Arc::clone(store), &config.keys) {
         Ok(repository) => match repository.backups() {
             Ok(backups) => Check::good(
                 subject,
                 format!(
-                    "{}, {} backups; {}",
-                    dir.display(),
+                    "{place}, {} backups; {}",
                     backups.len(),
                     if repository.is_encrypted() {
                         "encrypted"
@@ -127,18 +142,17 @@ fn repository(context: &Context) -> Check {
             ),
             Err(err) => Check::bad(subject, err.to_string()),
         },
-        Err(RepositoryError::NoRepository(_)) => Check::good(
-            subject,
-            format!("{}, new: the first backup makes it", dir.display()),
-        ),
+        Err(RepositoryError::NoRepository(_)) => {
+            Check::good(subject, format!("{place}, new: the first backup makes it"))
+        }
         Err(err) => Check::bad(subject, err.to_string()),
     }
 }
 
 /// A first backup compresses to well below its size; half of it is asked for.
-fn space(dir: &Path, estimate_bytes: u64) -> Check {
+fn space(store: &dyn Store, estimate_bytes: u64) -> Check {
     let subject = "space";
-    match LocalStore::new(dir).free_bytes() {
+    match store.free_bytes() {
         Some(free) if free < estimate_bytes / 2 => Check::bad(
             subject,
             format!(
@@ -155,9 +169,17 @@ fn space(dir: &Path, estimate_bytes: u64) -> Check {
                 output::bytes(estimate_bytes)
             ),
         ),
+        None if store.is_remote() => Check::good(
+            subject,
+            format!(
+                "{} has no limit that can be asked for, the stack holds {}",
+                store.describe(),
+                output::bytes(estimate_bytes)
+            ),
+        ),
         None => Check::bad(
             subject,
-            format!("{} cannot be asked for its free space", dir.display()),
+            format!("{} cannot be asked for its free space", store.describe()),
         ),
     }
 }

@@ -1,5 +1,7 @@
 //! Text to typed values, collecting every mistake.
 
+mod s3;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,8 +11,8 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, QdrantConfig, RetentionPolicy,
-    Schedule, Secret, VARIABLES,
+    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, QdrantConfig, RepositoryPlace,
+    RetentionPolicy, Schedule, Secret, VARIABLES,
 };
 use crate::repository::keys::Keys;
 
@@ -73,7 +75,9 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
     let warnings = misspelt(&vars);
     // An empty value means "not set": compose passes `${NAME:-}` that way.
     let set = vars.into_iter().filter(|(_, v)| !v.trim().is_empty());
-    let raw: Raw = match envy::from_iter(set) {
+    let set: Vec<_> = set.collect();
+    let raw = envy::from_iter(set.clone()).and_then(|raw| Ok((raw, envy::from_iter(set)?)));
+    let (raw, aws): (Raw, s3::Raw) = match raw {
         Ok(raw) => raw,
         Err(err) => {
             mistakes.0.push(err.to_string());
@@ -81,6 +85,7 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
         }
     };
 
+    let s3 = s3::parse(aws, &mut mistakes);
     let path = |value: Option<String>, default: &str| {
         PathBuf::from(value.unwrap_or_else(|| default.to_owned()))
     };
@@ -97,7 +102,8 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             "BACKUP_PLAINTEXT_SECRETS",
             raw.backup_plaintext_secrets,
         ),
-        repository: path(raw.lifeboat_repository, "/backup"),
+        repository: mistakes.place(raw.lifeboat_repository),
+        s3,
         state,
         data: path(raw.lifeboat_data, "/data"),
         project_dir: path(raw.lifeboat_project_dir, "/project"),
@@ -380,6 +386,15 @@ impl Mistakes {
                 None
             }
         }
+    }
+
+    fn place(&mut self, value: Option<String>) -> RepositoryPlace {
+        let default = RepositoryPlace::Directory(PathBuf::from("/backup"));
+        let Some(value) = value else { return default };
+        RepositoryPlace::parse(&value).unwrap_or_else(|fault| {
+            self.wrong("LIFEBOAT_REPOSITORY", &value, &fault);
+            default
+        })
     }
 
     fn docker_host(&mut self, value: Option<String>) -> Option<String> {

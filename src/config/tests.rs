@@ -9,7 +9,10 @@ fn parsed(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
 #[test]
 fn an_empty_environment_is_a_working_configuration() {
     let config = parsed(&[]).unwrap();
-    assert_eq!(config.repository, PathBuf::from("/backup"));
+    assert_eq!(
+        config.repository,
+        RepositoryPlace::Directory(PathBuf::from("/backup"))
+    );
     assert_eq!(config.schedule.cron, "0 3 * * *");
     assert_eq!(config.retention.last, Some(3));
     assert!(config.warnings.is_empty());
@@ -115,9 +118,74 @@ fn secrets_do_not_show_themselves() {
         ("POSTGRES_PASSWORD", "hunter2"),
         ("QDRANT_API_KEY", "hunter2"),
         ("N8N_ENCRYPTION_KEY", "hunter2"),
+        ("AWS_ACCESS_KEY_ID", "AKIA"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("AWS_SESSION_TOKEN", "hunter2"),
     ])
     .unwrap();
+    assert!(matches!(config.s3.credentials, S3Credentials::Keys { .. }));
     assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_repository_is_a_directory_or_a_place_in_a_bucket() {
+    let place = |text: &str| parsed(&[("LIFEBOAT_REPOSITORY", text)]).map(|c| c.repository);
+    assert_eq!(
+        place("backups/here").unwrap().directory(),
+        Some(Path::new("backups/here"))
+    );
+    for (text, bucket, prefix) in [
+        ("s3://my-bucket", "my-bucket", ""),
+        ("s3://my-bucket/", "my-bucket", ""),
+        ("s3://my.bucket/hosts/one/", "my.bucket", "hosts/one"),
+    ] {
+        let found = place(text).unwrap();
+        let wanted = RepositoryPlace::S3 {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        };
+        assert_eq!(found, wanted);
+        assert_eq!(found.to_string(), text.trim_end_matches('/'));
+    }
+    for (text, fault) in [
+        ("s3://", "\"\" cannot name a bucket"),
+        ("s3://a bucket/x", "cannot name a bucket"),
+        ("s3://bucket/a//b", "cannot be a prefix"),
+        ("s3://bucket/../b", "cannot be a prefix"),
+        ("sftp://host/x", "sftp:// is not known here"),
+    ] {
+        let err = place(text).unwrap_err().to_string();
+        assert!(err.contains(fault), "{err}");
+    }
+}
+
+#[test]
+fn credentials_for_s3_are_whole_or_named_as_missing() {
+    let s3 = |vars: &[(&str, &str)]| parsed(vars).map(|c| c.s3);
+    let custom = s3(&[
+        ("AWS_ENDPOINT_URL", "http://general:1"),
+        ("AWS_ENDPOINT_URL_S3", "http://minio:9000/"),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+    ])
+    .unwrap();
+    assert_eq!(custom.endpoint.as_deref(), Some("http://minio:9000"));
+    assert_eq!(custom.region.as_deref(), Some("eu-central-1"));
+    assert!(custom.path_style);
+    assert!(matches!(custom.credentials, S3Credentials::Machine));
+    assert!(!s3(&[]).unwrap().path_style);
+    let file = s3(&[("AWS_SHARED_CREDENTIALS_FILE", "/run/secrets/aws")]).unwrap();
+    assert!(
+        matches!(&file.credentials, S3Credentials::File { profile, .. } if profile == "default")
+    );
+    for (name, missing) in [
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY is not"),
+        ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID is not"),
+        ("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE is not"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN is not"),
+    ] {
+        let err = s3(&[(name, "value")]).unwrap_err().to_string();
+        assert!(err.contains(missing) && !err.contains("\"value\""), "{err}");
+    }
 }
 
 #[test]

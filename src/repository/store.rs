@@ -1,14 +1,49 @@
 //! Where the repository's files lie: one trait, one file a backend.
 
+mod file_blob;
 mod local;
+mod s3;
 
 pub use local::LocalStore;
+pub use s3::{Patience, S3Options, S3Store};
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::RepositoryError;
+use crate::config::{Config, RepositoryPlace};
+
+/// The store that `LIFEBOAT_REPOSITORY` names. Nothing is read or written yet.
+pub fn connect(config: &Config) -> Result<Arc<dyn Store>, RepositoryError> {
+    Ok(match &config.repository {
+        RepositoryPlace::Directory(dir) => Arc::new(LocalStore::new(dir)),
+        RepositoryPlace::S3 { bucket, prefix } => Arc::new(S3Store::connect(S3Options {
+            bucket: bucket.clone(),
+            prefix: prefix.clone(),
+            access: config.s3.clone(),
+            scratch: config.state.join("spool"),
+            patience: Patience::default(),
+        })?),
+    })
+}
+
+/// Keys are plain relative paths: what a file system and a bucket both take as they are.
+fn check_key(key: &str) -> Result<(), RepositoryError> {
+    let plain = !key.is_empty()
+        && key
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..");
+    if plain {
+        Ok(())
+    } else {
+        Err(RepositoryError::Invalid(format!("\"{key}\" is not a key")))
+    }
+}
+
+/// No backup lives longer than its lease.
+const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// A flat space of immutable files, named by relative `/`-separated keys.
 ///

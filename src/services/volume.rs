@@ -233,8 +233,8 @@ pub(super) fn tree_bytes(root: &Path, rules: &Rules) -> u64 {
 pub(super) fn own_directories(config: &Config, root: &Path) -> Vec<String> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let root = real(root);
-    [&config.repository, &config.state]
-        .into_iter()
+    config
+        .own_directories()
         .filter_map(|path| {
             real(path)
                 .strip_prefix(&root)

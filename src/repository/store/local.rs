@@ -2,20 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
-use super::{Blob, Entry, RepositoryError, Spool, Store};
+use super::file_blob::FileBlob;
+use super::{ABANDONED_AFTER, Blob, Entry, RepositoryError, Spool, Store, check_key};
 use crate::durable::{self, AtomicFile};
 
 /// Only the owner reads or writes: an unencrypted repository holds secrets.
 const FILE_MODE: u32 = 0o600;
-
-/// No backup lives longer than a lease.
-const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// A repository directory on a local or mounted file system.
 #[derive(Debug, Clone)]
@@ -30,15 +27,8 @@ impl LocalStore {
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, RepositoryError> {
-        let plain = !key.is_empty()
-            && key
-                .split('/')
-                .all(|part| !part.is_empty() && part != "." && part != "..");
-        if plain {
-            Ok(self.root.join(key))
-        } else {
-            Err(RepositoryError::Invalid(format!("\"{key}\" is not a key")))
-        }
+        check_key(key)?;
+        Ok(self.root.join(key))
     }
 
     fn failed(&self, doing: &str, key: &str, err: io::Error) -> RepositoryError {
@@ -96,12 +86,8 @@ impl Store for LocalStore {
 
     fn open(&self, key: &str) -> Result<Box<dyn Blob>, RepositoryError> {
         let path = self.path(key)?;
-        let open = || -> io::Result<LocalBlob> {
-            let file = File::open(&path)?;
-            let size = file.metadata()?.len();
-            Ok(LocalBlob { file, size })
-        };
-        open()
+        File::open(&path)
+            .and_then(FileBlob::new)
             .map(|blob| Box::new(blob) as Box<dyn Blob>)
             .map_err(|e| self.failed("open", key, e))
     }
@@ -243,25 +229,5 @@ impl Spool for LocalSpool {
         make_parents(&path)
             .and_then(|()| file.commit_new(&path))
             .map_err(|e| store.failed("publish", key, e))
-    }
-}
-
-struct LocalBlob {
-    file: File,
-    size: u64,
-}
-
-impl Blob for LocalBlob {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_exact_at(&mut self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
-    }
-
-    fn stream(&mut self) -> io::Result<Box<dyn Read + '_>> {
-        self.file.seek(SeekFrom::Start(0))?;
-        Ok(Box::new(&self.file))
     }
 }

@@ -114,10 +114,13 @@ fn is_own_kind(own: Option<&Container>, container: &Container) -> bool {
 
 /// The sidecar's mounts that may be a service's data: not its own state, repository and project files.
 fn usable_mounts(config: &Config, own: Option<&Container>) -> Vec<Mount> {
-    let apart = [&config.repository, &config.state];
     own.iter()
         .flat_map(|own| own.mounts.iter())
-        .filter(|m| !apart.iter().any(|dir| m.target.starts_with(dir)))
+        .filter(|m| {
+            !config
+                .own_directories()
+                .any(|dir| m.target.starts_with(dir))
+        })
         .filter(|m| m.target != config.project_dir || config.data.starts_with(&m.target))
         .cloned()
         .collect()

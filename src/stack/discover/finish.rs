@@ -15,7 +15,10 @@ pub(super) fn finish(
     claimed: &[PathBuf],
     around: &dyn Surroundings,
 ) -> Result<Stack, DiscoverError> {
-    let kept_apart = [&config.repository, &config.state, &config.project_dir];
+    let kept_apart: Vec<_> = config
+        .own_directories()
+        .chain([config.project_dir.as_path()])
+        .collect();
     let loose = around
         .directories(&config.data)
         .into_iter()

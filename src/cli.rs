@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, doctor, export, list, restore, run, show, status, verify};
+use crate::commands::{backup, doctor, export, key, list, restore, run, show, status, verify};
 
 /// Backs up a compose stack of n8n, PostgreSQL, Ollama and Qdrant while it runs, and gets it back.
 ///
@@ -37,6 +37,8 @@ pub enum Command {
     Export(export::Args),
     /// Checks that backups can be read back.
     Verify(verify::Args),
+    /// Shows who can read the repository, or changes its passphrase.
+    Key(key::Args),
     /// Checks configuration, mounts, rights, connections and space.
     Doctor(doctor::Args),
     /// Tells how the last runs went; exits with 1 when a person should look.

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod doctor;
 pub mod export;
+pub mod key;
 pub mod list;
 pub mod restore;
 pub mod run;

@@ -55,6 +55,7 @@ fn main() -> ExitCode {
             Command::Restore(args) => commands::restore::run(&context, &args).await,
             Command::Export(args) => commands::export::run(&context, &args).await,
             Command::Verify(args) => commands::verify::run(&context, &args),
+            Command::Key(args) => commands::key::run(&context, &args),
             Command::Doctor(args) => commands::doctor::run(&context, &args).await,
             Command::Status(args) => commands::status::run(&context, &args),
             Command::Variables => Ok(()),

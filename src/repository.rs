@@ -61,9 +61,11 @@ use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use sha2::{Digest, Sha256};
 
+use crate::config::Secret;
 use crypto::Sealed;
 use keys::{Keys, RepositoryConfig};
 use manifest::{ArchiveRecord, Manifest};
@@ -287,6 +289,7 @@ impl Repository {
             store,
             mode,
             secrets,
+            epoch: AtomicU32::new(config.epoch),
         });
         Ok(Self { vault, config })
     }
@@ -307,10 +310,30 @@ impl Repository {
         &self.vault
     }
 
+    /// Public keys of those who can read what is written now.
+    pub fn recipients(&self) -> &[String] {
+        &self.config.recipients
+    }
+
+    /// Wraps the repository's identity with another passphrase; packs stay as they are.
+    pub fn change_passphrase(&self, keys: &Keys, new: &Secret) -> Result<(), RepositoryError> {
+        let old = keys.passphrase.as_ref().ok_or_else(|| {
+            RepositoryError::Invalid(
+                "AGE_PASSPHRASE is not set: there is no passphrase to change".to_owned(),
+            )
+        })?;
+        keys::change_passphrase(&**self.store(), old, new)
+    }
+
     /// Brings `config.json` in line with the recipients that were given.
     fn update_recipients(&self) -> Result<(), RepositoryError> {
         let vault = &self.vault;
-        keys::update_recipients(&*vault.store, &self.config, &vault.secrets, &vault.mode).map(drop)
+        let changed =
+            keys::update_recipients(&*vault.store, &self.config, &vault.secrets, &vault.mode)?;
+        if let Some(config) = changed {
+            vault.epoch.store(config.epoch, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Ids of all committed backups, oldest first.

@@ -9,8 +9,8 @@ use std::process::Command;
 use jiff::Timestamp;
 use lifeboat::archive::{ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange};
 use lifeboat::repository::Repository;
-use lifeboat::repository::manifest::Manifest;
 use lifeboat::repository::lease::usable_packs;
+use lifeboat::repository::manifest::Manifest;
 use lifeboat::repository::session::{ArchiveNotes, BackupNotes, new_id};
 use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
@@ -397,7 +397,11 @@ fn verify_names_what_a_damaged_or_missing_pack_costs() {
             .unwrap();
     });
     let repository = place.repository();
-    let pack = *usable_packs(repository.vault()).unwrap().iter().next().unwrap();
+    let pack = *usable_packs(repository.vault())
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
     let path = place.root.path().join("repo").join(pack.key());
     let good = std::fs::read(&path).unwrap();
     for at in [10, good.len() / 2, good.len() - 3] {
@@ -566,7 +570,11 @@ fn a_damaged_pack_is_not_referred_to_again() {
     };
     place.backup(write);
     let repository = place.repository();
-    let pack = *usable_packs(repository.vault()).unwrap().iter().next().unwrap();
+    let pack = *usable_packs(repository.vault())
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
     let path = place.root.path().join("repo").join(pack.key());
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[20_000] ^= 1;

@@ -54,14 +54,14 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens or makes the cache for `repository_id` and forgets packs that are not among `packs`.
+    /// Opens or makes the cache called `name` (a repository and its epoch) and forgets packs that are not among `packs`.
     pub fn open(
         state: &Path,
-        repository_id: &str,
+        name: &str,
         packs: &HashSet<PackName>,
         where_moved: &WhereMoved<'_>,
     ) -> Result<Self, RepositoryError> {
-        let path = state.join(format!("cache-{repository_id}.sqlite"));
+        let path = state.join(format!("cache-{name}.sqlite"));
         let db = match Self::try_open(&path) {
             Ok(db) => db,
             Err(err) => {
@@ -70,7 +70,7 @@ impl Cache {
                     path.display()
                 );
                 for suffix in ["", "-wal", "-shm"] {
-                    let part = state.join(format!("cache-{repository_id}.sqlite{suffix}"));
+                    let part = state.join(format!("cache-{name}.sqlite{suffix}"));
                     match std::fs::remove_file(&part) {
                         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                             return Err(RepositoryError::io(
@@ -227,7 +227,11 @@ impl Cache {
 
     /// Learns which blocks a pack holds that another writer published. Pages are known by their place in a
     /// file, not by their id, and are passed over.
-    pub fn learn_pack(&mut self, name: PackName, table: &BlockTable) -> Result<(), RepositoryError> {
+    pub fn learn_pack(
+        &mut self,
+        name: PackName,
+        table: &BlockTable,
+    ) -> Result<(), RepositoryError> {
         let pack = self.number_of(name).map_err(failed)?;
         let mut offset = 0;
         for run in table.runs() {

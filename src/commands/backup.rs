@@ -105,7 +105,10 @@ fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Re
     let known = Record::load(&context.config.state)
         .repository
         .filter(|_| !new_repository);
-    let repository = match (Repository::open(Arc::clone(&store), &context.config.keys), known) {
+    let repository = match (
+        Repository::open(Arc::clone(&store), &context.config.keys),
+        known,
+    ) {
         (Err(RepositoryError::NoRepository(place)), Some(_)) => anyhow::bail!(
             "{place} is empty, but backups were made to a repository there before: is the disk mounted? \
              To begin a new one, run `backup --new-repository`"

@@ -9,8 +9,8 @@ use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 
 use super::{Context, Failure};
-use crate::repository::manifest::{ArchiveRecord, Manifest};
 use crate::repository::RepositoryError;
+use crate::repository::manifest::{ArchiveRecord, Manifest};
 
 /// Writes one archive of a backup as a plain tar stream to standard output or a file.
 #[derive(Debug, clap::Args)]

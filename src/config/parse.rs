@@ -98,10 +98,8 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             state: Some(state.clone()),
             expected_id: raw.lifeboat_repository_id,
         },
-        plaintext_secrets: mistakes.yes_no(
-            "BACKUP_PLAINTEXT_SECRETS",
-            raw.backup_plaintext_secrets,
-        ),
+        plaintext_secrets: mistakes
+            .yes_no("BACKUP_PLAINTEXT_SECRETS", raw.backup_plaintext_secrets),
         repository: mistakes.place(raw.lifeboat_repository),
         s3,
         state,

@@ -162,7 +162,11 @@ impl Mode {
     }
 
     /// The plaintext of a stored file, read at positions.
-    pub fn open(&self, what: &str, stored: Box<dyn Blob>) -> Result<Box<dyn Blob>, RepositoryError> {
+    pub fn open(
+        &self,
+        what: &str,
+        stored: Box<dyn Blob>,
+    ) -> Result<Box<dyn Blob>, RepositoryError> {
         let Self::Age { identities, .. } = self else {
             return Ok(stored);
         };
@@ -183,12 +187,12 @@ impl Mode {
 }
 
 fn not_whole(what: &str, err: &io::Error) -> RepositoryError {
-    RepositoryError::Invalid(format!("{what} does not decrypt to its end ({err}): it is damaged"))
+    RepositoryError::Invalid(format!(
+        "{what} does not decrypt to its end ({err}): it is damaged"
+    ))
 }
 
-fn encryptor(
-    recipients: &[x25519::Recipient],
-) -> Result<age::Encryptor, RepositoryError> {
+fn encryptor(recipients: &[x25519::Recipient]) -> Result<age::Encryptor, RepositoryError> {
     age::Encryptor::with_recipients(recipients.iter().map(|r| r as &dyn age::Recipient))
         .map_err(|e| RepositoryError::Invalid(format!("there is nobody to encrypt to: {e}")))
 }

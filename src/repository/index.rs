@@ -3,7 +3,7 @@
 //! A writer (a backup, a repack) puts its packs' block tables into parts of some megabytes:
 //!
 //! ```text
-//! index/<writer>-<part>   zstd over (pack name [32], u32 length, block table)*, then a skippable frame
+//! index/<writer>-<part>.<epoch>   zstd over (pack name [32], u32 length, block table)*, then a skippable frame
 //!                         0x184D2A51 with the 32 bytes of the seal of all bytes before it
 //! ```
 //! It can be rebuilt from the packs alone, whose trailers hold the same tables. Nothing is lost with it but
@@ -74,7 +74,7 @@ impl IndexWriter {
 
     fn put(&self, part: &mut Part) -> Result<(), RepositoryError> {
         part.number += 1;
-        let name = format!("{}-{:04}", self.writer, part.number);
+        let name = format!("{}-{:04}.{}", self.writer, part.number, self.vault.epoch());
         let mut bytes = zstd::bulk::compress(&part.raw, 3)
             .map_err(|e| RepositoryError::io("compress the index", e))?;
         let seal = self.vault.secrets.seal(Sealed::Index(&name), &bytes);
@@ -88,6 +88,14 @@ impl IndexWriter {
 
 fn key(part: &str) -> String {
     format!("index/{part}")
+}
+
+/// Names of the parts whose packs a new run may refer to.
+pub fn current_parts(vault: &Vault) -> Result<Vec<String>, RepositoryError> {
+    let end = format!(".{}", vault.epoch());
+    let mut parts = parts(vault)?;
+    parts.retain(|part| part.ends_with(&end));
+    Ok(parts)
 }
 
 /// Names of all parts in the store.

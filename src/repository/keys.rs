@@ -108,6 +108,10 @@ pub(super) struct RepositoryConfig {
     /// To whom new files are encrypted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recipients: Vec<String>,
+    /// Counts the times that somebody was added: what was stored before such a time is not referred to
+    /// after it, or the new one could not read it.
+    #[serde(default)]
+    pub epoch: u32,
     /// Hexadecimal; only where nothing is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
@@ -115,12 +119,13 @@ pub(super) struct RepositoryConfig {
 }
 
 impl RepositoryConfig {
-    fn new(secrets: &Secrets, mode: &Mode) -> Self {
+    fn new(secrets: &Secrets, mode: &Mode, epoch: u32) -> Self {
         let mut config = Self {
             format: FORMAT,
             id: secrets.id(),
             encryption: "plain".to_owned(),
             recipients: Vec::new(),
+            epoch,
             secret: None,
             seal: String::new(),
         };
@@ -139,11 +144,12 @@ impl RepositoryConfig {
 
     fn sealed_part(&self) -> String {
         format!(
-            "{}\n{}\n{}\n{}",
+            "{}\n{}\n{}\n{}\n{}",
             self.format,
             self.id,
             self.encryption,
-            self.recipients.join(",")
+            self.recipients.join(","),
+            self.epoch
         )
     }
 
@@ -214,7 +220,7 @@ pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<(), RepositoryError
             &mode.encrypt(secret_text(&secrets).as_bytes())?,
         )?;
     }
-    let config = RepositoryConfig::new(&secrets, &mode);
+    let config = RepositoryConfig::new(&secrets, &mode, 0);
     match store.put(CONFIG_KEY, &config.write()?) {
         // Two hosts may begin at once: the first one's config holds.
         Ok(()) | Err(RepositoryError::Exists(_)) => Ok(()),
@@ -330,13 +336,15 @@ pub(super) fn update_recipients(
     secrets: &Secrets,
     mode: &Mode,
 ) -> Result<Option<RepositoryConfig>, RepositoryError> {
-    let wanted = RepositoryConfig::new(secrets, mode);
     let set = |config: &RepositoryConfig| -> BTreeSet<String> {
         config.recipients.iter().cloned().collect()
     };
+    let wanted = RepositoryConfig::new(secrets, mode, config.epoch);
     if set(&wanted) == set(config) {
         return Ok(None);
     }
+    let somebody_new = !set(&wanted).is_subset(&set(config));
+    let wanted = RepositoryConfig::new(secrets, mode, config.epoch + u32::from(somebody_new));
     store.replace(
         &secret_key(&config.id),
         &mode.encrypt(secret_text(secrets).as_bytes())?,
@@ -372,8 +380,9 @@ fn wrap(
     let mut recipient = scrypt::Recipient::new(SecretString::from(passphrase.reveal().to_owned()));
     recipient.set_work_factor(WORK_FACTOR);
     let failed = |e: std::io::Error| RepositoryError::io("wrap the repository's key", e);
-    let encryptor = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
-        .map_err(|e| RepositoryError::Invalid(format!("wrap the repository's key: {e}")))?;
+    let encryptor =
+        age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
+            .map_err(|e| RepositoryError::Invalid(format!("wrap the repository's key: {e}")))?;
     let mut out = encryptor.wrap_output(Vec::new()).map_err(failed)?;
     // A comment to age, so that `age -d keys/identity.age` gives a file that `age -d -i` takes.
     let text = format!(
@@ -495,4 +504,3 @@ pub(super) fn remember_secret(secrets: &Secrets, keys: &Keys) -> Result<(), Repo
     }
     keep_secret(secrets, keys)
 }
-

@@ -49,7 +49,8 @@ impl Lease {
             host: super::host_name(),
             started: Timestamp::now(),
         };
-        let text = serde_json::to_vec(&note).map_err(|e| RepositoryError::Invalid(e.to_string()))?;
+        let text =
+            serde_json::to_vec(&note).map_err(|e| RepositoryError::Invalid(e.to_string()))?;
         let deadline = Instant::now() + patience;
         loop {
             // First the lease, then the look at the lock; who locks does it the other way round.
@@ -141,11 +142,7 @@ fn trashed_packs(vault: &Vault) -> Result<HashSet<PackName>, RepositoryError> {
     Ok(packs)
 }
 
-fn names(
-    vault: &Vault,
-    prefix: &str,
-    suffix: &str,
-) -> Result<HashSet<PackName>, RepositoryError> {
+fn names(vault: &Vault, prefix: &str, suffix: &str) -> Result<HashSet<PackName>, RepositoryError> {
     let entries = vault.store.list(prefix)?;
     Ok(entries
         .iter()

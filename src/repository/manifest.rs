@@ -74,9 +74,8 @@ struct Envelope {
 impl Manifest {
     /// The file's content.
     pub(super) fn seal(&self, vault: &Vault) -> Result<Vec<u8>, RepositoryError> {
-        let encode = |e: serde_json::Error| {
-            RepositoryError::Invalid(format!("encode the manifest: {e}"))
-        };
+        let encode =
+            |e: serde_json::Error| RepositoryError::Invalid(format!("encode the manifest: {e}"));
         let manifest = serde_json::value::to_raw_value(self).map_err(encode)?;
         let seal = vault
             .secrets

@@ -92,7 +92,11 @@ impl Moved {
     ) -> Result<Self, RepositoryError> {
         let (mut moved, mut asked) = (self, HashMap::new());
         for _ in 0..MOVES_LIMIT {
-            if moved.0.iter().all(|piece| there.contains(&piece.place.pack)) {
+            if moved
+                .0
+                .iter()
+                .all(|piece| there.contains(&piece.place.pack))
+            {
                 return Ok(moved);
             }
             let mut next = Self::default();
@@ -120,7 +124,12 @@ impl Moved {
         let mut text = format!("{HEADING}\n");
         for Piece { offset, place } in &self.0 {
             // Writing to a String cannot fail.
-            writeln!(text, "{offset} {} {} {}", place.length, place.pack, place.offset).ok();
+            writeln!(
+                text,
+                "{offset} {} {} {}",
+                place.length, place.pack, place.offset
+            )
+            .ok();
         }
         text
     }

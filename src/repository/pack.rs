@@ -102,10 +102,7 @@ impl PackWriter {
             .finish()
             .map_err(|e| RepositoryError::io("write a pack", e))?;
         let (name, stored_bytes) = spool.publish(|name| vault.pack_key(name))?;
-        Ok(Published {
-            name,
-            stored_bytes,
-        })
+        Ok(Published { name, stored_bytes })
     }
 
     fn skippable(&mut self, magic: u32, payload: &[u8]) -> Result<(), RepositoryError> {

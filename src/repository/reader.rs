@@ -205,7 +205,10 @@ impl Packs {
     /// Copies the front of `range` into `out`, as far as one frame and `out` reach.
     fn copy(&mut self, range: Range<PackName>, out: &mut [u8]) -> Result<usize, RepositoryError> {
         let place = self.load(range)?;
-        let frame = self.frames.iter().find(|f| f.holds(place.pack, place.offset));
+        let frame = self
+            .frames
+            .iter()
+            .find(|f| f.holds(place.pack, place.offset));
         let piece = frame.map(|f| f.piece(place)).unwrap_or_default();
         let count = piece.len().min(out.len());
         if count == 0 {
@@ -278,7 +281,10 @@ fn find(moved: &Moved, range: Range<PackName>) -> Result<Range<PackName>, Reposi
         .find(range.offset, range.length)
         .ok_or_else(|| RepositoryError::Damaged {
             pack: range.pack,
-            why: format!("byte {} of it is lost: it was not among what was saved", range.offset),
+            why: format!(
+                "byte {} of it is lost: it was not among what was saved",
+                range.offset
+            ),
         })
 }
 

@@ -163,7 +163,8 @@ impl Repository {
         };
         // After the lease: what is usable now stays until the lease ends.
         let usable = lease::usable_packs(vault)?;
-        let mut cache = Cache::open(state, self.id(), &usable, &|pack| vault.moved(pack))?;
+        let name = format!("{}-{}", self.id(), vault.epoch());
+        let mut cache = Cache::open(state, &name, &usable, &|pack| vault.moved(pack))?;
         cache.begin()?;
         learn(vault, &mut cache, &usable)?;
         let session = Session {
@@ -195,7 +196,7 @@ fn learn(
     if !vault.mode.can_read() {
         return Ok(());
     }
-    let parts = index::parts(vault)?;
+    let parts = index::current_parts(vault)?;
     for part in cache.unknown_parts(&parts)? {
         let read = index::read(vault, &part, |pack, table| {
             if usable.contains(&pack) {

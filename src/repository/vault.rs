@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -20,12 +21,23 @@ pub struct Vault {
     pub(super) store: Arc<dyn Store>,
     pub(super) mode: Mode,
     pub(super) secrets: Secrets,
+    /// See `config.json`: only what was stored in this epoch is referred to.
+    pub(super) epoch: AtomicU32,
 }
 
 impl Vault {
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
     /// The store's own clock.
     pub fn now(&self) -> Result<Timestamp, RepositoryError> {
         self.store.now()
+    }
+
+    /// Whether this host holds a key that decrypts.
+    pub fn can_read(&self) -> bool {
+        self.mode.can_read()
     }
 
     /// The name under which a file of the repository that is encrypted lies in the store.
@@ -39,8 +51,7 @@ impl Vault {
 
     /// Stores a small file under a new name, encrypted.
     pub fn put(&self, name: &str, plain: &[u8]) -> Result<(), RepositoryError> {
-        self.store
-            .put(&self.key(name), &self.mode.encrypt(plain)?)
+        self.store.put(&self.key(name), &self.mode.encrypt(plain)?)
     }
 
     /// Reads a small file.

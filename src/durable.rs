@@ -190,11 +190,12 @@ impl AtomicFile {
             .sync_all()
             .map_err(|err| failed("sync", path, &err))?;
         rename(&self.temp, path).map_err(|err| failed("commit", path, &err))?;
-        let temp = self
-            .temp
+        self.temp
             .keep()
             .map_err(|err| failed("commit", path, &err.error))?;
-        sync_both_parents(&temp, path)
+        // The temporary name's own directory can wait: should that name come back after a power failure,
+        // it is a leftover as any other.
+        sync_parent(path)
     }
 }
 

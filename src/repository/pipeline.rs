@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! caller ── frame ─▶ jobs (bounded) ─▶ workers ─▶ reply ┐
-//!       └── order (bounded) ────────────────────────────┴▶ writer thread ─▶ pack ─▶ store
+//!       └── order (bounded) ────────────────────────────┴▶ writer ─▶ pack ─▶ publisher ─▶ store, index
 //! ```
-//! Each archive has a writer thread and packs of its own; the workers are shared. Memory is the queues'
+//! Each archive has a writer, a publisher and packs of its own; the workers are shared. A pack is brought onto
+//! the disk while the next one is written. Memory is the queues'
 //! bound, whatever the data's size. A failure on any thread reaches the caller at its next call.
 
 use std::num::NonZero;
@@ -22,6 +23,9 @@ use super::vault::Vault;
 
 /// Frames waiting for a worker, and frames of one archive under way.
 const QUEUE_FRAMES: usize = 8;
+
+/// Closed packs that wait while one is being published.
+const PACKS_UNDER_WAY: usize = 1;
 
 type Encoded = Result<Vec<u8>, RepositoryError>;
 /// Published packs, each with the caller's number for it.
@@ -213,13 +217,34 @@ fn gone() -> RepositoryError {
     )
 }
 
+/// Appends frames in their order; a pack that is closed goes on to the publisher.
 fn write_packs(
-    vault: &Vault,
-    index: &IndexWriter,
+    vault: &Arc<Vault>,
+    index: &Arc<IndexWriter>,
     steps: &Receiver<Step>,
     give_back: &SyncSender<Vec<u8>>,
 ) -> Packs {
-    let mut published = Vec::new();
+    let (closed, packs) = sync_channel(PACKS_UNDER_WAY);
+    let publisher = std::thread::Builder::new()
+        .name("publish".to_owned())
+        .spawn({
+            let (vault, index) = (Arc::clone(vault), Arc::clone(index));
+            move || publish(&vault, &index, &packs)
+        });
+    let publisher = publisher.map_err(|e| RepositoryError::io("start a publishing thread", e))?;
+    let written = append_frames(vault, steps, give_back, closed);
+    // The publisher's failure is the cause of the writer's.
+    let published = publisher.join().unwrap_or_else(|_| Err(gone()))?;
+    written?;
+    Ok(published)
+}
+
+fn append_frames(
+    vault: &Vault,
+    steps: &Receiver<Step>,
+    give_back: &SyncSender<Vec<u8>>,
+    closed: SyncSender<ClosedPack>,
+) -> Result<(), RepositoryError> {
     let mut open: Option<PackWriter> = None;
     while let Ok(step) = steps.recv() {
         match step {
@@ -239,12 +264,37 @@ fn write_packs(
             }
             Step::Close { pack, table } => {
                 if let Some(writer) = open.take() {
-                    let written = writer.publish(vault, &table)?;
-                    index.add(written.name, &table)?;
-                    published.push((pack, written));
+                    let number = pack;
+                    let sent = closed.send(ClosedPack {
+                        number,
+                        writer,
+                        table,
+                    });
+                    sent.map_err(|_| gone())?;
                 }
             }
         }
+    }
+    Ok(())
+}
+
+struct ClosedPack {
+    number: i64,
+    writer: PackWriter,
+    table: BlockTable,
+}
+
+fn publish(vault: &Vault, index: &IndexWriter, packs: &Receiver<ClosedPack>) -> Packs {
+    let mut published = Vec::new();
+    while let Ok(ClosedPack {
+        number,
+        writer,
+        table,
+    }) = packs.recv()
+    {
+        let pack = writer.publish(vault, &table)?;
+        index.add(pack.name, &table)?;
+        published.push((number, pack));
     }
     Ok(published)
 }

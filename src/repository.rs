@@ -20,7 +20,7 @@
 //! backups/<id>/<archive>.ranges[.age]      `pack offset length` lines
 //! backups/<id>/packs                       which packs the ranges name, for the prune ([`uses`])
 //! backups/<id>/manifest.json[.age]         the commit point ([`manifest`])
-//! moved/<sha256>[.age]                     where the pieces of a pack went that was rewritten ([`moved`])
+//! moved/<run>/                             where the pieces of packs went that a run rewrote ([`moves`])
 //! damaged/<sha256>                         a pack that verify found damaged: nothing new refers to it
 //! leases/<run>  trash/<prune>  locks/gc    who counts on what is there, and what goes ([`lease`])
 //! ```
@@ -30,7 +30,7 @@
 //! # Commit
 //!
 //! Lease → packs → index → ranges → list of packs → the lease is still good → manifest → lease removed →
-//! local cache. Each file is durable before the next is begun. Until the manifest exists, nothing of the
+//! local cache. A run that takes too long finds its manifest's place taken by a prune ([`lease`]). Each file is durable before the next is begun. Until the manifest exists, nothing of the
 //! backup is listed; what was stored is only unreferenced. Nothing that is committed is ever changed: a
 //! prune deletes what no manifest names, and what it or a repair rewrites is found through `moved/`.
 
@@ -43,8 +43,10 @@ pub mod lease;
 pub mod manifest;
 mod members;
 pub mod moved;
+pub mod moves;
 pub mod pack;
 mod pipeline;
+pub mod prune;
 pub mod ranges;
 pub mod reader;
 mod recover;
@@ -343,6 +345,7 @@ impl Repository {
             .store()
             .list("backups")?
             .iter()
+            .filter(|entry| !lease::is_void(entry))
             .filter_map(|entry| {
                 entry
                     .key

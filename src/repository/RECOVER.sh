@@ -23,6 +23,11 @@ die() {
 	exit 1
 }
 
+# Whether a file commits something: "void" only keeps a run that died from doing it late.
+committed() {
+	[ -e "$1" ] && [ "$(wc -c <"$1")" -gt 5 ]
+}
+
 # Where packs are unpacked; only this user may look, for the key lies there too.
 prepare() {
 	work=$(umask 077 && mktemp -d "${TMPDIR:-/tmp}/recover.XXXXXX")
@@ -59,16 +64,35 @@ unpacked() {
 	fi
 }
 
+# Where the pieces of a pack went: first what runs say of which every pack is there or moved on.
+moved_pieces() {
+	: >"$work/moved.others"
+	for file in "$repo"/moved/*/"$1$age"; do
+		run=$(dirname "$file")
+		committed "$run/packs" && [ -e "$file" ] || continue
+		plain "moved/$(basename "$run")/$1" | sed '/^#/d' >"$work/moved.one"
+		whole=yes
+		for to in $(cut -d' ' -f3 "$work/moved.one" | sort -u); do
+			[ -e "$repo/$(pack_name "$to")$age" ] && continue
+			for next in "$repo"/moved/*/"$to$age"; do
+				[ -e "$next" ] || whole=
+			done
+		done
+		if [ -n "$whole" ]; then cat "$work/moved.one"; else cat "$work/moved.one" >>"$work/moved.others"; fi
+	done
+	cat "$work/moved.others"
+}
+
 # Replaces pieces of packs that were rewritten by where they are now.
 follow_moves() {
 	while :; do
 		changed=
 		for pack in $(sed 1d "$1" | cut -d' ' -f1 | sort -u); do
 			[ ! -e "$repo/$(pack_name "$pack")$age" ] || continue
-			[ -e "$repo/moved/$pack$age" ] || continue
-			plain "moved/$pack" >"$work/moved"
+			moved_pieces "$pack" >"$work/moved"
+			[ -s "$work/moved" ] || continue
 			awk -v pack="$pack" '
-				FNR == NR { if (!/^#/) { n++; from[n] = $1; len[n] = $2; to[n] = $3; at[n] = $4 } next }
+				FNR == NR { n++; from[n] = $1; len[n] = $2; to[n] = $3; at[n] = $4; next }
 				$1 != pack { print; next }
 				{
 					place = $2; left = $3
@@ -112,17 +136,17 @@ case $# in
 0)
 	for manifest in "$repo"/backups/*/manifest.json$age; do
 		[ -e "$manifest" ] || die "there are no backups"
-		basename "$(dirname "$manifest")"
+		! committed "$manifest" || basename "$(dirname "$manifest")"
 	done
 	;;
 1)
-	[ -e "$repo/backups/$1/manifest.json$age" ] || die "there is no backup $1"
+	committed "$repo/backups/$1/manifest.json$age" || die "there is no backup $1"
 	for ranges in "$repo/backups/$1"/*.ranges$age; do
 		basename "$ranges" ".ranges$age"
 	done
 	;;
 2)
-	[ -e "$repo/backups/$1/manifest.json$age" ] || die "there is no backup $1"
+	committed "$repo/backups/$1/manifest.json$age" || die "there is no backup $1"
 	[ -e "$repo/backups/$1/$2.ranges$age" ] || die "backup $1 has no archive $2"
 	prepare
 	plain "backups/$1/$2.ranges" >"$work/ranges"

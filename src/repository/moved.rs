@@ -1,25 +1,22 @@
-//! Moved packs: `moved/<pack>` says where the pieces of a pack went that is no longer there.
+//! Moved packs: `moved/<run>/<pack>` says where the pieces of a pack went that a run rewrote ([`super::moves`]).
 //!
 //! ```text
 //! # lifeboat moved 1
 //! <offset> <length> <pack> <offset there>
 //! # seal <hex>
 //! ```
-//! Manifests and ranges never change. What a repack or a repair copies elsewhere is found through this file,
-//! whose existence commits the move; a piece may move again. Pieces are in order and do not overlap. Bytes
+//! Manifests and ranges never change. What a repack or a repair copies elsewhere is found through this file
+//! when the run is committed; a piece may move again. Pieces are in order and do not overlap. Bytes
 //! that no piece covers are lost, or nobody wanted them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use super::crypto::Sealed;
 use super::ranges::{Range, RangeList};
-use super::vault::Vault;
 use super::{PackName, RepositoryError};
 
 const HEADING: &str = "# lifeboat moved 1";
-const LIMIT_BYTES: u64 = 256 * 1024 * 1024;
 /// How often a piece may have moved; more is a circle.
 pub const MOVES_LIMIT: u32 = 64;
 
@@ -120,6 +117,37 @@ impl Moved {
         Ok(Self::default())
     }
 
+    /// Adds what `other` has and this one has not.
+    pub fn fill(&mut self, other: &Self) {
+        let mut pieces = std::mem::take(&mut self.0);
+        let own = pieces.clone();
+        for Piece { offset, place } in &other.0 {
+            let (mut at, end) = (*offset, offset + place.length);
+            let mut add = |from: u64, to: u64| {
+                if from < to {
+                    pieces.push(Piece {
+                        offset: from,
+                        place: Range {
+                            pack: place.pack,
+                            offset: place.offset + (from - offset),
+                            length: to - from,
+                        },
+                    });
+                }
+            };
+            for piece in &own {
+                if piece.offset >= end {
+                    break;
+                }
+                add(at, piece.offset.min(end));
+                at = at.max(piece.offset + piece.place.length);
+            }
+            add(at, end);
+        }
+        pieces.sort_by_key(|piece| piece.offset);
+        self.0 = pieces;
+    }
+
     pub fn encode(&self) -> String {
         let mut text = format!("{HEADING}\n");
         for Piece { offset, place } in &self.0 {
@@ -173,33 +201,6 @@ impl Moved {
     }
 }
 
-impl Vault {
-    /// Where the pieces of `pack` went; `None` when it never moved.
-    pub fn moved(&self, pack: PackName) -> Result<Option<Moved>, RepositoryError> {
-        let name = name(pack);
-        let bytes = match self.get(&name, LIMIT_BYTES) {
-            Err(RepositoryError::Missing(_)) => return Ok(None),
-            other => other?,
-        };
-        let text = self.unsealed_text(Sealed::Moved(&pack.to_string()), &name, bytes)?;
-        Moved::decode(&text).map(Some)
-    }
-
-    /// Commits a move. One that is there already holds: the pieces lie in both places.
-    pub fn put_moved(&self, pack: PackName, moved: &Moved) -> Result<(), RepositoryError> {
-        let text = self.sealed_text(Sealed::Moved(&pack.to_string()), &moved.encode());
-        match self.put(&name(pack), text.as_bytes()) {
-            Err(RepositoryError::Exists(_)) => Ok(()),
-            other => other,
-        }
-    }
-}
-
-/// The name of a pack's move file.
-pub fn name(pack: PackName) -> String {
-    format!("moved/{pack}")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -249,6 +250,33 @@ mod tests {
         assert_eq!(settled, expected);
         let lost = moved().settle(&there, &|_| Ok(None)).unwrap();
         assert_eq!(lost.pieces().len(), 1);
+    }
+
+    #[test]
+    fn gaps_are_filled_and_nothing_else() {
+        let mut filled = moved();
+        let mut other = Moved::default();
+        other.push(10, at(9, 0, 50));
+        other.push(70, at(9, 60, 5));
+        filled.fill(&other);
+        let mut expected = moved();
+        expected.0.insert(
+            1,
+            Piece {
+                offset: 20,
+                place: at(9, 10, 30),
+            },
+        );
+        expected.0.push(Piece {
+            offset: 55,
+            place: at(9, 45, 5),
+        });
+        expected.0.push(Piece {
+            offset: 70,
+            place: at(9, 60, 5),
+        });
+        assert_eq!(filled, expected);
+        assert_eq!(Moved::decode(&filled.encode()).unwrap(), expected);
     }
 
     #[test]

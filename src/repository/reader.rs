@@ -11,6 +11,7 @@ use tokio_util::io::StreamReader;
 
 use super::frame::Decoder;
 use super::moved::{MOVES_LIMIT, Moved};
+use super::moves::MoveList;
 use super::pack::PackReader;
 use super::ranges::{self, Range, RangeList};
 use super::vault::Vault;
@@ -164,6 +165,7 @@ struct Packs {
     decoder: Decoder,
     open: VecDeque<(PackName, PackReader)>,
     genuine: HashSet<PackName>,
+    moves: MoveList,
     moved: HashMap<PackName, Moved>,
     frames: VecDeque<KeptFrame>,
 }
@@ -197,6 +199,7 @@ impl Packs {
             decoder: Decoder::new()?,
             open: VecDeque::new(),
             genuine: HashSet::new(),
+            moves: MoveList::default(),
             moved: HashMap::new(),
             frames: VecDeque::new(),
         })
@@ -241,7 +244,7 @@ impl Packs {
             if !fault.is_damage() {
                 return Err(fault);
             }
-            let Some(moved) = self.vault.moved(range.pack)? else {
+            let Some(moved) = self.moved_on(range.pack)? else {
                 return Err(missing_as_damage(range.pack, fault));
             };
             self.moved.insert(range.pack, moved);
@@ -250,6 +253,16 @@ impl Packs {
             pack: range.pack,
             why: "the files below moved/ lead in a circle".to_owned(),
         })
+    }
+
+    /// Where a pack went; the list of moves is read again when it does not tell, for a prune may be at work.
+    fn moved_on(&mut self, pack: PackName) -> Result<Option<Moved>, RepositoryError> {
+        match self.moves.find(&self.vault, pack) {
+            Ok(None) | Err(RepositoryError::Missing(_)) => {}
+            found => return found,
+        }
+        self.moves = self.vault.moves()?;
+        self.moves.find(&self.vault, pack)
     }
 
     fn decode(&mut self, range: Range<PackName>) -> Result<(), RepositoryError> {

@@ -164,7 +164,8 @@ impl Repository {
         // After the lease: what is usable now stays until the lease ends.
         let usable = lease::usable_packs(vault)?;
         let name = format!("{}-{}", self.id(), vault.epoch());
-        let mut cache = Cache::open(state, &name, &usable, &|pack| vault.moved(pack))?;
+        let moves = vault.moves()?;
+        let mut cache = Cache::open(state, &name, &usable, &|pack| moves.find(vault, pack))?;
         cache.begin()?;
         learn(vault, &mut cache, &usable)?;
         let session = Session {
@@ -285,12 +286,9 @@ impl Backup<'_> {
         };
         let sealed = manifest.seal(vault)?;
         self.lease.check()?;
-        vault.put(&manifest_name(&id), &sealed)?;
-        if let Err(void) = self.lease.check() {
-            // The machine slept between the check and the commit: what is referred to may be gone.
-            self.repository.drop_backup(&id)?;
-            return Err(void);
-        }
+        vault
+            .put(&manifest_name(&id), &sealed)
+            .map_err(lease::overtaken)?;
         // The backup exists. What follows is housekeeping: its failure is said and does not undo it.
         if let Err(err) = self.session.cache().commit(&id, &names) {
             tracing::warn!("the cache was not updated, so the next backup reads more: {err}");

@@ -79,7 +79,7 @@ pub trait Store: Send + Sync {
     /// Removes a file; one that is not there is fine.
     fn delete(&self, key: &str) -> Result<(), RepositoryError>;
 
-    /// Removes unfinished files that no living backup can still be writing.
+    /// Removes unfinished files that no living backup can still be writing. Leases are the prune's business.
     fn remove_abandoned(&self) -> Result<(), RepositoryError>;
 
     /// The store's own clock: what a file written now would have as its time of modification.

@@ -1,6 +1,5 @@
 //! A directory as the store: the default.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -134,32 +133,30 @@ impl Store for LocalStore {
         let path = self.path(key)?;
         durable::remove(&path)
             .map(drop)
-            .map_err(|e| self.failed("delete", key, e))
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::PermissionDenied => RepositoryError::Refused(key.to_owned()),
+                _ => self.failed("delete", key, e),
+            })
     }
 
     fn remove_abandoned(&self) -> Result<(), RepositoryError> {
-        // By age, as leases are: another host may be writing here.
+        // By age: another host may be writing here.
         let now = self.now()?;
-        for (dir, keep) in [
-            ("packs", durable::is_temp as fn(&OsStr) -> bool),
-            ("leases", |_| true),
-        ] {
-            let entries = match fs::read_dir(self.root.join(dir)) {
-                Ok(entries) => entries,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(self.failed("list", dir, e)),
-            };
-            for entry in entries {
-                let entry = entry.map_err(|e| self.failed("list", dir, e))?;
-                let Ok(meta) = entry.metadata() else { continue };
-                let written = modified(&meta).map_err(|e| self.failed("list", dir, e))?;
-                if meta.is_file()
-                    && keep(&entry.file_name())
-                    && now.duration_since(written) > ABANDONED_AFTER
-                {
-                    durable::remove(&entry.path())
-                        .map_err(|e| self.failed("remove an abandoned file in", dir, e))?;
-                }
+        let failed = |e| self.failed("look for abandoned files in", "packs", e);
+        let entries = match fs::read_dir(self.root.join("packs")) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let Ok(meta) = entry.metadata() else { continue };
+            let written = modified(&meta).map_err(failed)?;
+            if meta.is_file()
+                && durable::is_temp(&entry.file_name())
+                && now.duration_since(written) > ABANDONED_AFTER
+            {
+                durable::remove(&entry.path()).map_err(failed)?;
             }
         }
         Ok(())
@@ -168,8 +165,8 @@ impl Store for LocalStore {
     fn now(&self) -> Result<Timestamp, RepositoryError> {
         // The file system's clock, which a file server has of its own.
         let read = || -> io::Result<Timestamp> {
-            let mut file = AtomicFile::create(&self.root, FILE_MODE)?;
-            file.write_all(b"lifeboat")?;
+            // Empty: a prune asks on a full disk, too.
+            let file = AtomicFile::create(&self.root, FILE_MODE)?;
             modified(&file.file().metadata()?)
         };
         read().map_err(|e| {

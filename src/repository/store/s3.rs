@@ -30,7 +30,7 @@ use tokio::runtime::Runtime;
 use tokio_util::bytes::Bytes;
 
 use super::file_blob::FileBlob;
-use super::{ABANDONED_AFTER, Blob, Entry, RepositoryError, Spool, Store, check_key};
+use super::{Blob, Entry, RepositoryError, Spool, Store, check_key};
 use crate::config::S3Config;
 
 use http::Connector;
@@ -325,23 +325,8 @@ impl Store for S3Store {
     }
 
     fn remove_abandoned(&self) -> Result<(), RepositoryError> {
-        self.inner.run(|inner| async move {
-            let leases = inner.list("leases").await?;
-            if leases.is_empty() {
-                return Ok(());
-            }
-            let now = inner.now().await?;
-            for lease in leases {
-                if now.duration_since(lease.modified) > ABANDONED_AFTER {
-                    match inner.delete(&lease.key).await {
-                        // An old lease holds nothing up: its age says that it is void.
-                        Err(err) if err.is_refused() => {}
-                        other => other?,
-                    }
-                }
-            }
-            Ok(())
-        })
+        // An upload that was not completed is no object; the server's own rules remove its parts.
+        Ok(())
     }
 
     fn now(&self) -> Result<Timestamp, RepositoryError> {

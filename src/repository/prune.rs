@@ -1,0 +1,3 @@
+//! Prune: gives back the space of packs that no backup needs.
+
+pub mod decide;

@@ -1,0 +1,209 @@
+//! What a prune decides, from what it saw: no clock and no store, so that a state-space search can ask the
+//! same questions (`tests/prune_model.rs`).
+//!
+//! # Why nothing live is ever deleted
+//!
+//! 1. A pack is deleted only while a trash file names it. A run that began after the trash file was put sees
+//!    it, and refers to no pack in it.
+//! 2. A run that began before has its lease in the store until it commits or is given up. At the sweep every
+//!    such lease is dead ([`is_dead`]), and a dead run is *fenced*: `void` is put under the one key that it
+//!    would commit with. Puts never overwrite, so it has committed (and is seen, for backups are listed after
+//!    leases) or never will.
+//! 3. So a pack that a sweep finds dead stays dead, however long the sweep sleeps before it deletes it. The
+//!    trash file goes last.
+//!
+//! The two waiting times only spare runs that are alive; no clock is needed for the argument, except that
+//! the store's must not be set back by more than a lease's time while a run is under way.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+
+use jiff::SignedDuration;
+
+/// How long a run may take from its lease to its commit.
+pub const LEASE: SignedDuration = SignedDuration::from_hours(24);
+/// How long a pack lies in the trash before it is deleted.
+pub const GRACE: SignedDuration = SignedDuration::from_hours(48);
+/// How old its lock may be when a prune that does not wait has put its trash file.
+pub const LOCK_CHECK: SignedDuration = SignedDuration::from_hours(12);
+/// From when a lock means nothing any more.
+pub const LOCK_STALE: SignedDuration = SignedDuration::from_hours(24);
+/// A pack with a smaller share of live bytes is repacked, in percent.
+pub const REPACK_BELOW_PERCENT: u64 = 50;
+
+/// One committed move, as far as everybody can read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move<P, R> {
+    /// Where the wanted pieces of a pack went.
+    pub packs: BTreeMap<P, BTreeSet<P>>,
+    /// The backups whose pieces were looked at. Another one may want a piece that was not moved.
+    pub backups: BTreeSet<R>,
+}
+
+/// All moves, by the pack that was moved.
+pub struct Moves<'a, P, R>(HashMap<&'a P, Vec<(&'a BTreeSet<P>, &'a BTreeSet<R>)>>);
+
+impl<'a, P: Ord + Hash, R: Ord> Moves<'a, P, R> {
+    pub fn new(moves: impl IntoIterator<Item = &'a Move<P, R>>) -> Self {
+        let mut by_pack: HashMap<_, Vec<_>> = HashMap::new();
+        for one in moves {
+            for (pack, places) in &one.packs {
+                by_pack
+                    .entry(pack)
+                    .or_default()
+                    .push((places, &one.backups));
+            }
+        }
+        Self(by_pack)
+    }
+
+    /// Every pack that a backup's archives are read from, beginning with those its ranges name.
+    ///
+    /// A pack that moved is not needed itself by a backup that the move looked at. A damaged one is kept, and
+    /// what was saved of it too.
+    pub fn reach<Q>(
+        &self,
+        backup: &Q,
+        named: impl IntoIterator<Item = &'a P>,
+        damaged: &BTreeSet<P>,
+    ) -> BTreeSet<&'a P>
+    where
+        R: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
+        let mut seen = BTreeSet::new();
+        let mut needed = BTreeSet::new();
+        let mut open: Vec<&P> = named.into_iter().collect();
+        while let Some(pack) = open.pop() {
+            if !seen.insert(pack) {
+                continue;
+            }
+            let is_damaged = damaged.contains(pack);
+            let moved = self.0.get(pack).map(Vec::as_slice).unwrap_or_default();
+            let mut covered = false;
+            for (places, backups) in moved {
+                let covers = backups.contains(backup);
+                covered |= covers;
+                if covers || is_damaged {
+                    open.extend(places.iter());
+                }
+            }
+            if !covered || is_damaged {
+                needed.insert(pack);
+            }
+        }
+        needed
+    }
+}
+
+/// A lease this old guards nobody: its run cannot commit once it is fenced.
+pub fn is_dead(lease_age: SignedDuration) -> bool {
+    lease_age > LEASE
+}
+
+/// Whether the packs of a trash file may be deleted, given the leases that are left when the dead ones have
+/// been fenced.
+pub fn is_due(
+    trash_age: SignedDuration,
+    leases: impl IntoIterator<Item = SignedDuration>,
+    waits: bool,
+) -> bool {
+    let waited = !waits || trash_age > GRACE;
+    // The second half follows from the first, unless the store's clock was set: then nothing is deleted.
+    waited && leases.into_iter().all(|age| age < trash_age)
+}
+
+/// Whether a prune that does not wait may go on after it has put its trash file: nobody can have ignored its
+/// lock before.
+pub fn lock_holds(own: bool, lock_age: SignedDuration) -> bool {
+    own && lock_age < LOCK_CHECK
+}
+
+/// Whether a run that begins must stay back.
+pub fn lock_is_heeded(lock_age: SignedDuration) -> bool {
+    lock_age < LOCK_STALE
+}
+
+/// Whether a pack that no backup needs may still belong to a run under way, and is not trashed yet.
+pub fn may_be_fresh(pack_age: SignedDuration, oldest_lease: Option<SignedDuration>) -> bool {
+    // A run's lease may have been put after leases were listed, so a young pack is left alone in any case.
+    pack_age <= oldest_lease.map_or(LEASE, |lease| lease.max(LEASE))
+}
+
+/// Whether a pack's wanted bytes are worth copying so that the rest can go.
+pub fn is_worth_repacking(live_bytes: u64, raw_bytes: u64) -> bool {
+    live_bytes > 0
+        && live_bytes.saturating_mul(100) < raw_bytes.saturating_mul(REPACK_BELOW_PERCENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set<T: Ord + Copy>(items: &[T]) -> BTreeSet<T> {
+        items.iter().copied().collect()
+    }
+
+    fn one(from: u8, to: &[u8], backups: &[&'static str]) -> Move<u8, &'static str> {
+        Move {
+            packs: BTreeMap::from([(from, set(to))]),
+            backups: set(backups),
+        }
+    }
+
+    #[test]
+    fn a_moved_pack_is_needed_only_by_backups_that_the_move_did_not_see() {
+        let moves = [one(1, &[2, 3], &["a", "b"]), one(2, &[4], &["a"])];
+        let moves = Moves::new(&moves);
+        let named = set(&[1, 9]);
+        let reach = |backup, damaged: &[u8]| -> BTreeSet<u8> {
+            moves
+                .reach(backup, &named, &set(damaged))
+                .into_iter()
+                .copied()
+                .collect()
+        };
+        assert_eq!(reach(&"a", &[]), set(&[3, 4, 9]));
+        assert_eq!(reach(&"b", &[]), set(&[2, 3, 9]));
+        assert_eq!(reach(&"c", &[]), set(&[1, 9]));
+        assert_eq!(reach(&"c", &[1]), set(&[1, 2, 3, 9]));
+    }
+
+    #[test]
+    fn moves_in_a_circle_end() {
+        let moves = [one(1, &[2], &["a"]), one(2, &[1], &["a"])];
+        let named = set(&[1]);
+        assert_eq!(
+            Moves::new(&moves).reach(&"a", &named, &set(&[])),
+            BTreeSet::new()
+        );
+    }
+
+    #[test]
+    fn trash_is_due_after_two_days_and_never_beside_an_older_living_lease() {
+        let hours = SignedDuration::from_hours;
+        assert!(!is_due(hours(48), [], true));
+        assert!(is_due(hours(49), [hours(23)], true));
+        assert!(is_due(hours(0), [], false));
+        assert!(!is_due(hours(49), [hours(50)], true));
+        assert!(!is_due(hours(1), [hours(2)], false));
+        assert!(!is_dead(hours(24)) && is_dead(hours(25)) && !is_dead(hours(-5)));
+    }
+
+    #[test]
+    fn fresh_packs_are_left_to_the_runs_that_may_own_them() {
+        let hours = SignedDuration::from_hours;
+        assert!(may_be_fresh(hours(1), None));
+        assert!(!may_be_fresh(hours(25), None));
+        assert!(may_be_fresh(hours(25), Some(hours(26))));
+        assert!(!may_be_fresh(hours(25), Some(hours(1))));
+    }
+
+    #[test]
+    fn under_half_live_is_repacked_and_nothing_live_is_not() {
+        assert!(is_worth_repacking(49, 100));
+        assert!(!is_worth_repacking(50, 100));
+        assert!(!is_worth_repacking(0, 100));
+    }
+}

@@ -1,0 +1,609 @@
+//! Who does what in which order: each step is one thing that a store does at once.
+//!
+//! A crash needs no step of its own: an actor that is never moved again has crashed, and so has, for a time,
+//! one that is moved late.
+
+use lifeboat::repository::prune::decide;
+
+use super::world::{ACTORS, AGED, Actor, BLOCKS, Commit, NONE, TRASHES, Trash, World, age, bits};
+
+/// An actor's step when its program has ended.
+pub const DONE: u8 = 0xFF;
+
+/// The actors of a universe; packs and runs by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Backs up the blocks `wants`; what is not in the store goes into the pack `fresh`.
+    Backup { run: u8, wants: u8, fresh: u8 },
+    /// Retention drops a backup.
+    Drop { run: u8 },
+    /// A prune's first half: puts the trash file.
+    Mark { trash: u8 },
+    /// Its second half.
+    Sweep,
+    /// A prune that does not wait.
+    Now { trash: u8 },
+    /// Copies the live part of a pack into the pack `fresh`.
+    Repack { run: u8, fresh: u8 },
+}
+
+/// What becomes of a run whose lease is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// `void` is put where it would commit.
+    Void,
+    /// Nothing; the run looks at its lease again after it has committed.
+    LookAfter,
+    Nothing,
+}
+
+/// The protocol, and how it can be broken.
+#[derive(Clone, Copy, Debug)]
+pub struct Protocol {
+    pub backups: Fence,
+    pub moves: Fence,
+    /// Trash is swept after this long, whatever leases there are.
+    pub sweeps_after: Option<u8>,
+    pub heeds_trash: bool,
+    pub lists_backups_last: bool,
+    /// Every pack has a name of its own, not one that its content gives.
+    pub own_names: bool,
+    /// A move names the backups that it looked at.
+    pub moves_name_backups: bool,
+    pub checks_lock: bool,
+    pub trash_goes_last: bool,
+}
+
+impl Protocol {
+    pub const RIGHT: Self = Self {
+        backups: Fence::Void,
+        moves: Fence::Void,
+        sweeps_after: None,
+        heeds_trash: true,
+        lists_backups_last: true,
+        own_names: true,
+        moves_name_backups: true,
+        checks_lock: true,
+        trash_goes_last: true,
+    };
+}
+
+/// A universe: who acts, and by which rules.
+pub struct Setting {
+    pub actors: Vec<Kind>,
+    pub protocol: Protocol,
+}
+
+impl Setting {
+    /// Every state that is one step away.
+    pub fn successors(&self, world: &World, out: &mut Vec<World>) {
+        for (number, kind) in self.actors.iter().enumerate() {
+            if world.actors[number].step == DONE {
+                continue;
+            }
+            let mut turn = Turn {
+                protocol: self.protocol,
+                number,
+                repacks: self
+                    .actors
+                    .iter()
+                    .any(|kind| matches!(kind, Kind::Repack { .. })),
+                world: *world,
+                out,
+            };
+            match *kind {
+                Kind::Backup { run, wants, fresh } => turn.backup(run, wants, fresh),
+                Kind::Drop { run } => turn.retention(run),
+                Kind::Mark { trash } => turn.mark(trash),
+                Kind::Sweep => turn.sweep(),
+                Kind::Now { trash } => turn.now(trash),
+                Kind::Repack { run, fresh } => turn.repack(run, fresh),
+            }
+        }
+        out.extend(world.tick());
+    }
+
+    /// One line of a trace.
+    pub fn describe(&self, from: &World, to: &World) -> String {
+        for number in 0..ACTORS {
+            if from.actors[number] != to.actors[number] {
+                let step = from.actors[number].step;
+                return format!(
+                    "{:?} does step {step}: packs {:?} -> {:?}, trash {:?}, leases {:?}, commits {:?}, lock {:?}",
+                    self.actors[number],
+                    bits(from.present()).collect::<Vec<_>>(),
+                    bits(to.present()).collect::<Vec<_>>(),
+                    to.trashes.map(|t| t.age.map(|age| (age, t.packs))),
+                    to.leases,
+                    to.commits,
+                    to.lock
+                );
+            }
+        }
+        "12 hours pass".to_owned()
+    }
+}
+
+/// One actor about to do one step.
+struct Turn<'a> {
+    protocol: Protocol,
+    number: usize,
+    /// Whether there can be moves.
+    repacks: bool,
+    world: World,
+    out: &'a mut Vec<World>,
+}
+
+impl Turn<'_> {
+    fn me(&mut self) -> &mut Actor {
+        &mut self.world.actors[self.number]
+    }
+
+    fn step(&self) -> u8 {
+        self.world.actors[self.number].step
+    }
+
+    fn seen(&self, at: usize) -> u8 {
+        self.world.actors[self.number].seen[at]
+    }
+
+    fn note(&mut self, at: usize, what: u8) {
+        self.me().seen[at] = what;
+    }
+
+    /// The step that lists moves, or the one after it where there are none.
+    fn list_moves(&self, step: u8) -> u8 {
+        if self.repacks { step } else { step + 1 }
+    }
+
+    /// Ends the step; the program goes on at `step`.
+    fn go(&mut self, step: u8) {
+        self.me().step = step;
+        if step == DONE {
+            self.me().seen = [0; 8];
+        }
+        self.out.push(self.world);
+    }
+
+    fn put_lease(&mut self, run: u8) {
+        self.world.leases[usize::from(run)] = Some(0);
+    }
+
+    fn delete_lease(&mut self, run: u8) {
+        self.world.leases[usize::from(run)] = None;
+    }
+
+    fn lock_is_heeded(&self) -> bool {
+        self.world
+            .lock
+            .is_some_and(|(_, ticks)| decide::lock_is_heeded(age(ticks)))
+    }
+
+    fn lease_lives(&self, run: u8) -> bool {
+        self.world.leases[usize::from(run)].is_some_and(|ticks| !decide::is_dead(age(ticks)))
+    }
+
+    /// Puts what commits a run, unless something is there.
+    fn commit(&mut self, run: u8, what: Commit) -> bool {
+        let place = &mut self.world.commits[usize::from(run)];
+        let free = *place == Commit::Absent;
+        if free {
+            *place = what;
+        }
+        free
+    }
+
+    fn backup(&mut self, run: u8, wants: u8, fresh: u8) {
+        let step = self.step();
+        match step {
+            0 => {
+                self.put_lease(run);
+                self.go(1);
+            }
+            1 if self.lock_is_heeded() => self.go(9),
+            1 => self.go(2),
+            2 => {
+                let trashed = self.world.trashed();
+                self.note(
+                    0,
+                    if self.protocol.heeds_trash {
+                        trashed
+                    } else {
+                        0
+                    },
+                );
+                self.go(3);
+            }
+            3 => {
+                let usable = self.world.present() & !self.seen(0);
+                self.note(0, 0);
+                self.choose(0, wants, usable, fresh);
+            }
+            4 => self.publish(fresh),
+            5 if self.lease_lives(run) => self.go(6),
+            6 => {
+                let places = std::array::from_fn(|block| self.seen(1 + block));
+                let committed = self.commit(run, Commit::Backup(places));
+                let look_after = self.protocol.backups == Fence::LookAfter;
+                self.go(match (committed, look_after) {
+                    (false, _) => 10,
+                    (true, true) => 7,
+                    (true, false) => 8,
+                });
+            }
+            7 if !self.lease_lives(run) => {
+                self.world.commits[usize::from(run)] = Commit::Dropped;
+                self.go(10);
+            }
+            5 => self.go(10),
+            7 => self.go(8),
+            9 => {
+                self.delete_lease(run);
+                self.go(0);
+            }
+            _ => {
+                self.delete_lease(run);
+                self.go(DONE);
+            }
+        }
+    }
+
+    /// Each block from each usable pack that holds it, or else stored anew.
+    fn choose(&mut self, block: usize, wants: u8, usable: u8, fresh: u8) {
+        if block == BLOCKS {
+            let stores = (0..BLOCKS).any(|block| self.seen(1 + block) == fresh);
+            self.go(if stores { 4 } else { 5 });
+            return;
+        }
+        let before = self.world;
+        let holding =
+            bits(usable).filter(|pack| before.packs[usize::from(*pack)].blocks & (1 << block) != 0);
+        let mut places: Vec<u8> = holding.collect();
+        if wants & (1 << block) == 0 {
+            places = vec![NONE];
+        } else if places.is_empty() {
+            places = vec![fresh];
+        }
+        for place in places {
+            self.world = before;
+            self.note(1 + block, place);
+            self.choose(block + 1, wants, usable, fresh);
+        }
+    }
+
+    fn publish(&mut self, fresh: u8) {
+        let blocks = (0..BLOCKS)
+            .filter(|block| self.seen(1 + block) == fresh)
+            .fold(0, |mask, block| mask | 1 << block);
+        let mut name = fresh;
+        if !self.protocol.own_names {
+            let same = self
+                .world
+                .packs
+                .iter()
+                .position(|pack| pack.blocks == blocks);
+            name = same.map_or(fresh, |at| u8::try_from(at).unwrap());
+            for block in 0..BLOCKS {
+                if self.seen(1 + block) == fresh {
+                    self.note(1 + block, name);
+                }
+            }
+        }
+        let pack = &mut self.world.packs[usize::from(name)];
+        (pack.there, pack.blocks) = (true, blocks);
+        self.go(5);
+    }
+
+    fn retention(&mut self, run: u8) {
+        let place = &mut self.world.commits[usize::from(run)];
+        if matches!(place, Commit::Backup(_)) {
+            *place = Commit::Dropped;
+            self.go(DONE);
+        }
+    }
+
+    fn mark(&mut self, trash: u8) {
+        match self.step() {
+            0 => {
+                self.note(0, self.world.present() & !self.world.trashed());
+                self.go(self.list_moves(1));
+            }
+            1 => {
+                self.note(1, self.world.moves());
+                self.go(2);
+            }
+            2 => {
+                let dead = self.seen(0) & !self.world.live(self.world.backups(), self.seen(1));
+                self.note(1, 0);
+                self.note(0, dead);
+                self.go(if dead == 0 { DONE } else { 3 });
+            }
+            _ => {
+                let packs = self.seen(0);
+                self.put_trash(trash, packs);
+                self.go(DONE);
+            }
+        }
+    }
+
+    fn put_trash(&mut self, trash: u8, packs: u8) {
+        self.world.trashes[usize::from(trash)] = Trash {
+            age: Some(0),
+            packs,
+        };
+    }
+
+    /// Notes the trash files that are due, and what is in them.
+    fn note_trash(&mut self, due: impl Fn(u8) -> bool) -> bool {
+        let mut files = 0;
+        for at in 0..TRASHES {
+            let trash = self.world.trashes[at];
+            if trash.age.is_some_and(&due) {
+                files |= 1 << at;
+                self.note(5 + at, trash.packs);
+            }
+        }
+        self.note(0, files);
+        files != 0
+    }
+
+    fn sweep(&mut self) {
+        let last = self.protocol.lists_backups_last;
+        match self.step() {
+            0 => {
+                let early = self.protocol.sweeps_after;
+                let due = |ticks| {
+                    early.map_or(decide::is_due(age(ticks), [], true), |after| ticks > after)
+                };
+                if self.note_trash(due) {
+                    self.go(1);
+                }
+            }
+            1 => {
+                self.note(1, self.world.present());
+                self.go(if last { 2 } else { self.list_moves(5) });
+            }
+            2 => {
+                let (living, dead) = self.leases();
+                self.note(2, dead);
+                if self.protocol.sweeps_after.is_none() {
+                    self.keep_guarded(&living);
+                }
+                self.go(match (self.seen(0), dead) {
+                    (0, _) => DONE,
+                    (_, 0) if last => self.list_moves(5),
+                    (_, 0) => 7,
+                    _ => 3,
+                });
+            }
+            3 | 4 => self.fence(if last { self.list_moves(5) } else { 7 }),
+            5 => {
+                self.note(3, self.world.moves());
+                self.go(6);
+            }
+            6 => {
+                self.condemn();
+                self.go(if last { 7 } else { 2 });
+            }
+            _ => self.delete(7, DONE),
+        }
+    }
+
+    /// Ages of living leases, and the runs whose leases are dead.
+    fn leases(&self) -> (Vec<u8>, u8) {
+        let (mut living, mut dead) = (Vec::new(), 0);
+        for (run, lease) in self.world.leases.iter().enumerate() {
+            match lease {
+                Some(ticks) if decide::is_dead(age(*ticks)) => dead |= 1 << run,
+                Some(ticks) => living.push(*ticks),
+                None => {}
+            }
+        }
+        (living, dead)
+    }
+
+    /// Trash that is not older than a living lease is left alone.
+    fn keep_guarded(&mut self, living: &[u8]) {
+        let mut files = self.seen(0);
+        for at in bits(files) {
+            // A file that another sweep has deleted meanwhile is as old as any.
+            let ticks = self.world.trashes[usize::from(at)].age.unwrap_or(AGED);
+            if !decide::is_due(age(ticks), living.iter().map(|lease| age(*lease)), true) {
+                files &= !(1 << at);
+                self.note(5 + usize::from(at), 0);
+            }
+        }
+        self.note(0, files);
+    }
+
+    /// One dead run at a time: step 3 puts `void`, step 4 deletes the lease.
+    fn fence(&mut self, then: u8) {
+        let dead = self.seen(2);
+        let run = u8::try_from(dead.trailing_zeros()).unwrap();
+        if self.step() == 3 {
+            // The same key would hold a backup's manifest or a repack's move.
+            let fence = if usize::from(run) < super::MOVING_RUNS_FROM {
+                self.protocol.backups
+            } else {
+                self.protocol.moves
+            };
+            if fence == Fence::Void {
+                self.commit(run, Commit::Void);
+            }
+            self.go(4);
+            return;
+        }
+        self.delete_lease(run);
+        self.note(2, dead & !(1 << run));
+        self.go(if self.seen(2) == 0 { then } else { 3 });
+    }
+
+    /// Notes the packs to delete: trashed, there, and not live.
+    fn condemn(&mut self) {
+        let live = self.world.live(self.world.backups(), self.seen(3));
+        let trashed = (0..TRASHES).fold(0, |mask, at| mask | self.seen(5 + at));
+        let there = self.seen(1);
+        self.note(1, there & trashed & !live);
+        self.note(3, 0);
+        for at in 0..TRASHES {
+            self.note(5 + at, 0);
+        }
+    }
+
+    /// Deletes a pack, or a trash file, at a time.
+    fn delete(&mut self, step: u8, then: u8) {
+        let (files, packs) = (self.seen(0), self.seen(1));
+        let packs_first = self.protocol.trash_goes_last;
+        if packs != 0 && (packs_first || files == 0) {
+            let pack = packs.trailing_zeros();
+            self.world.packs[pack as usize].there = false;
+            self.note(1, packs & !(1 << pack));
+        } else if files != 0 {
+            let file = files.trailing_zeros();
+            self.world.trashes[file as usize] = Trash::default();
+            self.note(0, files & !(1 << file));
+        }
+        let left = self.seen(0) | self.seen(1);
+        self.go(if left == 0 { then } else { step });
+    }
+
+    fn now(&mut self, trash: u8) {
+        let me = u8::try_from(self.number).unwrap();
+        match self.step() {
+            0 | 1 if self.world.lock.is_none() => {
+                self.world.lock = Some((me, 0));
+                self.go(2);
+            }
+            // A stale one is taken over: deleted, then put.
+            0 if !self.lock_is_heeded() => {
+                self.world.lock = None;
+                self.go(1);
+            }
+            0 => {}
+            1 => self.go(DONE),
+            2 => {
+                let (living, dead) = self.leases();
+                self.note(2, dead);
+                self.go(match (living.is_empty(), dead) {
+                    (false, _) => 20,
+                    (true, 0) => 5,
+                    (true, _) => 3,
+                });
+            }
+            3 | 4 => self.fence(5),
+            5 => {
+                self.note(1, self.world.present() & !self.world.trashed());
+                self.go(self.list_moves(6));
+            }
+            6 | 12 => {
+                self.note(3, self.world.moves());
+                let next = self.step() + 1;
+                self.go(next);
+            }
+            7 => {
+                let dead = self.seen(1) & !self.world.live(self.world.backups(), self.seen(3));
+                self.note(3, 0);
+                self.note(1, dead);
+                self.go(if dead == 0 { 9 } else { 8 });
+            }
+            8 => {
+                let packs = self.seen(1);
+                self.note(1, 0);
+                self.put_trash(trash, packs);
+                self.go(9);
+            }
+            // Listed before the lock is looked at: a file that comes later may be of a prune that lost it.
+            9 => {
+                let any = self.note_trash(|ticks| decide::is_due(age(ticks), [], false));
+                self.go(if any { 10 } else { 20 });
+            }
+            10 => {
+                let (own, ticks) = self
+                    .world
+                    .lock
+                    .map_or((false, 0), |(owner, ticks)| (owner == me, ticks));
+                let holds = decide::lock_holds(own, age(ticks));
+                self.go(if holds || !self.protocol.checks_lock {
+                    11
+                } else {
+                    20
+                });
+            }
+            11 => {
+                self.note(1, self.world.present());
+                self.go(self.list_moves(12));
+            }
+            13 => {
+                self.condemn();
+                self.go(14);
+            }
+            14 => self.delete(14, 20),
+            20 if self.world.lock.is_some_and(|(owner, _)| owner == me) => self.go(21),
+            20 => self.go(DONE),
+            _ => {
+                self.world.lock = None;
+                self.go(DONE);
+            }
+        }
+    }
+
+    fn repack(&mut self, run: u8, fresh: u8) {
+        match self.step() {
+            0 => {
+                self.put_lease(run);
+                self.go(1);
+            }
+            1 if self.lock_is_heeded() => self.go(11),
+            1 => self.go(2),
+            2 => {
+                self.note(0, self.world.trashed());
+                self.go(3);
+            }
+            3 => {
+                self.note(1, self.world.moves());
+                self.go(4);
+            }
+            4 => {
+                let (backups, moves) = (self.world.backups(), self.seen(1));
+                let before = self.world;
+                for pack in bits(before.present() & !self.seen(0)) {
+                    let wanted = before.wanted(pack, backups, moves);
+                    if wanted == 0 || wanted == before.packs[usize::from(pack)].blocks {
+                        continue;
+                    }
+                    self.world = before;
+                    self.me().seen = [0, 0, backups, pack, wanted, 0, 0, 0];
+                    self.go(5);
+                }
+                // Nothing to repack: it need not have begun.
+            }
+            5 if self.world.packs[usize::from(self.seen(3))].there => {
+                let blocks = self.seen(4);
+                let pack = &mut self.world.packs[usize::from(fresh)];
+                (pack.there, pack.blocks) = (true, blocks);
+                self.go(6);
+            }
+            6 if self.lease_lives(run) => self.go(7),
+            7 => {
+                let named = self.protocol.moves_name_backups;
+                let what = Commit::Move {
+                    from: self.seen(3),
+                    to: fresh,
+                    blocks: self.seen(4),
+                    backups: if named { self.seen(2) } else { 0xFF },
+                };
+                let committed = self.commit(run, what);
+                self.go(if committed { 8 } else { 10 });
+            }
+            5 | 6 => self.go(10),
+            11 => {
+                self.delete_lease(run);
+                self.go(0);
+            }
+            _ => {
+                self.delete_lease(run);
+                self.go(DONE);
+            }
+        }
+    }
+}

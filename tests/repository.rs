@@ -260,6 +260,41 @@ fn changed_pages_alone_are_stored_and_the_rest_is_shared() {
 }
 
 #[test]
+fn copies_of_a_small_database_file_are_stored_once() {
+    let place = Place::new();
+    let body = noise(40 * 8192, 8);
+    let write = |archive: &mut ArchiveWriter| {
+        for name in ["base/1/1255", "base/4/1255", "base/5/1255"] {
+            let path = place.data().join(name);
+            archive
+                .file(name, &path, Cut::Pages(8192), OnChange::Repaired)
+                .unwrap();
+        }
+    };
+    for name in ["base/1", "base/4", "base/5"] {
+        std::fs::create_dir_all(place.data().join(name)).unwrap();
+        std::fs::write(place.data().join(name).join("1255"), &body).unwrap();
+    }
+    let first = place.backup(write);
+    assert!(
+        (body.len() as u64..body.len() as u64 + 16_384).contains(&first.stored_bytes),
+        "{} bytes stored",
+        first.stored_bytes
+    );
+    let mut changed = body.clone();
+    changed[20 * 8192] ^= 1;
+    std::fs::write(place.data().join("base/5/1255"), &changed).unwrap();
+    let second = place.backup(write);
+    assert!(
+        (8192..16_384).contains(&second.stored_bytes),
+        "{} bytes stored",
+        second.stored_bytes
+    );
+    assert_eq!(place.extracted(&second)["base/5/1255"], changed);
+    assert_eq!(place.extracted(&second)["base/4/1255"], body);
+}
+
+#[test]
 fn without_the_cache_a_backup_is_complete_and_known_good() {
     let place = Place::new();
     std::fs::write(place.data().join("a"), noise(100_000, 5)).unwrap();

@@ -15,8 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::entry::{ArchiveError, EntryMeta};
 use super::held::HeldDirectory;
-use super::writer::{ArchiveError, EntryMeta};
 use regex::Regex;
 
 /// What of a tree goes into an archive, and how.

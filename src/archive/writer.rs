@@ -1,117 +1,26 @@
 //! Entries in, tar bytes out: the writer of one archive.
 
+mod member;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
 use super::cache::{CachedFile, FileIdentity};
+use super::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use super::header::{self, Kind};
 use super::walk::{self, EntryKind, Rules, TreeCounts};
-use crate::repository::RepositoryError;
 use crate::repository::cutter::Cutter;
 use crate::repository::sink::{OldPages, Sink};
 
 pub use crate::repository::sink::SealedArchive;
-
-/// How the body of an entry is cut into blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
-    /// Fixed pages of this many bytes, compared position by position with the parent's: database files.
-    Pages(u32),
-    /// A tar inside the archive (a Qdrant snapshot): blocks begin anew at each of its members.
-    Members,
-    /// Content-defined chunks: everything else.
-    Content,
-    /// Large files that never change and do not compress: model blobs.
-    Model,
-}
-
-/// What to do when a file changes while it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnChange {
-    /// Pad or cut it to its header's size: the service's own recovery repairs it (PostgreSQL).
-    Repaired,
-    /// Read it again, and fail when it never holds still. A file that only grows (a log) is taken as long
-    /// as it was when it was opened.
-    ReadAgain,
-}
-
-/// Owner, mode, times and extended attributes of an entry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EntryMeta {
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime_secs: i64,
-    pub mtime_nanos: u32,
-    pub xattrs: Vec<(String, Vec<u8>)>,
-}
-
-impl EntryMeta {
-    /// Owner, mode and time as `stat` tells them, without extended attributes.
-    pub fn of(meta: &std::fs::Metadata) -> Self {
-        Self {
-            mode: meta.mode() & 0o7777,
-            uid: meta.uid(),
-            gid: meta.gid(),
-            mtime_secs: meta.mtime(),
-            mtime_nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-            xattrs: Vec::new(),
-        }
-    }
-}
-
-/// How a file got into the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileOutcome {
-    /// Unchanged since the parent: its ranges were spliced in, nothing was read.
-    Spliced {
-        bytes: u64,
-    },
-    Read {
-        bytes: u64,
-    },
-    /// It was gone when it was opened; nothing was written.
-    Vanished,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("{} kept changing while it was read: stop what writes to it during the backup, or exclude it", .0.display())]
-    KeepsChanging(PathBuf),
-    #[error("{} does not match its own name: SHA-256 is {found}", path.display())]
-    Digest { path: PathBuf, found: String },
-    #[error("entry {name}: {why}")]
-    Entry { name: String, why: String },
-    #[error(transparent)]
-    Repository(#[from] RepositoryError),
-}
-
-impl ArchiveError {
-    /// Names a file that was opened through its directory's descriptor as people know it.
-    #[must_use]
-    pub fn shown_as(mut self, shown: &Path) -> Self {
-        match &mut self {
-            Self::Read { path, .. } | Self::KeepsChanging(path) | Self::Digest { path, .. } => {
-                shown.clone_into(path);
-            }
-            Self::Entry { .. } | Self::Repository(_) => {}
-        }
-        self
-    }
-}
+pub use member::Member;
 
 const RECORD: usize = 512;
 const READ_BYTES: usize = 256 * 1024;
@@ -422,6 +331,7 @@ impl ArchiveWriter {
         hash: bool,
     ) -> Result<ReadFile, ArchiveError> {
         let size = meta.size();
+        let cut = cut.for_size(size);
         let failed = |source| ArchiveError::Read {
             path: path.to_owned(),
             source,
@@ -485,52 +395,6 @@ struct ReadFile {
     pages: Vec<crate::repository::table::PageId>,
     sha256: Option<[u8; 32]>,
     short: bool,
-}
-
-/// A body being streamed in. Dropping it unfinished breaks the archive: it can no longer be sealed.
-pub struct Member<'a> {
-    writer: &'a mut ArchiveWriter,
-    cutter: Cutter,
-    name: String,
-    size: u64,
-    left: u64,
-}
-
-impl Member<'_> {
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        self.left =
-            self.left
-                .checked_sub(bytes.len() as u64)
-                .ok_or_else(|| ArchiveError::Entry {
-                    name: self.name.clone(),
-                    why: format!(
-                        "is longer than the {} bytes it was announced with",
-                        self.size
-                    ),
-                })?;
-        self.writer.sink.count_read(bytes.len() as u64);
-        let sink = &mut self.writer.sink;
-        self.cutter.feed(bytes, |block| sink.block(block))?;
-        Ok(())
-    }
-
-    pub fn finish(mut self) -> Result<(), ArchiveError> {
-        if self.left > 0 {
-            return Err(ArchiveError::Entry {
-                name: self.name,
-                why: format!(
-                    "ended {} bytes before the {} it was announced with",
-                    self.left, self.size
-                ),
-            });
-        }
-        let padding = padding(self.size);
-        let sink = &mut self.writer.sink;
-        self.cutter.feed(&padding, |block| sink.block(block))?;
-        self.cutter.finish(|block| sink.block(block))?;
-        self.writer.torn = false;
-        Ok(())
-    }
 }
 
 /// Zeros that fill the last record of a body.

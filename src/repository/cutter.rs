@@ -6,10 +6,13 @@
 
 use crate::archive::Cut;
 
-/// Content-defined chunks: small enough for file economy, large enough to keep the index small.
-const CONTENT_MIN: usize = 16 * 1024;
-const CONTENT_AVG: usize = 64 * 1024;
-const CONTENT_MAX: usize = 256 * 1024;
+/// Content-defined chunks: large enough to keep the index small, and so small that a record of a kilobyte or
+/// three that is overwritten in a mapped file costs little more than itself. With 1 % of a file's vectors
+/// overwritten at random, 10 % (768 dimensions) to 17 % (384) of the file is new; chunks of 64 KiB make it 28 %
+/// to 45 %.
+const CONTENT_MIN: usize = 4 * 1024;
+const CONTENT_AVG: usize = 16 * 1024;
+const CONTENT_MAX: usize = 64 * 1024;
 /// Model blobs are immutable: large blocks keep their index small.
 const MODEL_BLOCK: usize = 1024 * 1024;
 
@@ -28,7 +31,7 @@ enum Way {
 impl Cutter {
     pub fn new(cut: Cut, body_len: u64) -> Self {
         let way = match cut {
-            Cut::Pages(unit) => Way::Fixed(unit.max(512) as usize),
+            Cut::Pages(unit) | Cut::Blocks(unit) => Way::Fixed(unit.max(512) as usize),
             Cut::Model => Way::Fixed(MODEL_BLOCK),
             Cut::Content => Way::Content,
             Cut::Members => Way::Members(Box::new(super::members::Members::new(body_len))),
@@ -127,7 +130,13 @@ mod tests {
     #[test]
     fn blocks_are_the_body_and_do_not_depend_on_how_it_arrives() {
         let body = noise(1_500_000, 7);
-        for cut in [Cut::Pages(8192), Cut::Content, Cut::Members, Cut::Model] {
+        for cut in [
+            Cut::Pages(8192),
+            Cut::Blocks(4096),
+            Cut::Content,
+            Cut::Members,
+            Cut::Model,
+        ] {
             let whole = blocks(cut, &body, body.len());
             assert_eq!(whole.concat(), body);
             for piece in [1000, 8192, 70_001] {
@@ -153,5 +162,25 @@ mod tests {
             .map(Vec::len)
             .sum();
         assert!(new <= 3 * CONTENT_MAX, "{new} new bytes");
+    }
+
+    #[test]
+    fn records_overwritten_in_place_change_little_more_than_themselves() {
+        let (size, record) = (8_000_000, 3072);
+        let before = noise(size, 3);
+        let mut after = before.clone();
+        // One record of a hundred, each a hundred or so from the next.
+        for number in (0..size / record).filter(|number| number * 7919 % 100 == 1) {
+            let at = number * record;
+            after[at..at + record].copy_from_slice(&noise(record, number as u64 + 9));
+        }
+        let old: std::collections::HashSet<_> =
+            blocks(Cut::Content, &before, 65536).into_iter().collect();
+        let new: usize = blocks(Cut::Content, &after, 65536)
+            .iter()
+            .filter(|b| !old.contains(*b))
+            .map(Vec::len)
+            .sum();
+        assert!(new < size / 8, "{new} new bytes of {size}");
     }
 }

@@ -23,7 +23,7 @@ use super::support::{self, Endpoint, archive_failed};
 use super::{
     Check, ErrorKind, PointInTime, RunContext, Service, ServiceError, ServiceKind, ServiceReport,
 };
-use crate::archive::writer::ArchiveError;
+use crate::archive::ArchiveError;
 use crate::archive::{ArchiveWriter, Cut, FileOutcome, OnChange};
 use crate::config::Config;
 use crate::stack::StackService;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use super::{ErrorKind, ServiceError};
-use crate::archive::writer::ArchiveError;
+use crate::archive::ArchiveError;
 use crate::config::Config;
 use crate::stack::StackService;
 

@@ -12,7 +12,7 @@ use super::facts::Owner;
 use super::server::Server;
 use super::tree::{DataTree, Entry, TreeError};
 use super::wal::{self, Expected, SegmentError};
-use crate::archive::writer::ArchiveError;
+use crate::archive::ArchiveError;
 use crate::archive::{ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange};
 use crate::services::{ErrorKind, ServiceError};
 

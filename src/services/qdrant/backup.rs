@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::server::{Refusal, Server, Snapshot};
 use super::{CollectionFacts, Facts, PointsSeen, Qdrant, names, undo};
-use crate::archive::writer::EntryMeta;
+use crate::archive::EntryMeta;
 use crate::archive::{ArchiveWriter, Cut};
 use crate::services::support::{archive_failed, hex};
 use crate::services::{ErrorKind, ServiceError};

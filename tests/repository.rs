@@ -217,7 +217,7 @@ fn an_unchanged_file_is_neither_read_nor_stored_again() {
     );
     assert_eq!(place.extracted(&second), files_below(&place.data()));
     assert!(
-        first.archives[0].stream_sha256.is_some() && second.archives[0].stream_sha256.is_none()
+        first.archives[0].stream_blake3.is_some() && second.archives[0].stream_blake3.is_none()
     );
 }
 

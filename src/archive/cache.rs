@@ -61,6 +61,7 @@ impl Cache {
         packs: &HashSet<PackName>,
         where_moved: &WhereMoved<'_>,
     ) -> Result<Self, RepositoryError> {
+        remove_other_epochs(state, name);
         let path = state.join(format!("cache-{name}.sqlite"));
         let db = match Self::try_open(&path) {
             Ok(db) => db,
@@ -426,6 +427,27 @@ impl Cache {
             .and_then(|mut q| q.execute(params![run, archive, name]))
             .map(drop)
             .map_err(failed)
+    }
+}
+
+/// What an earlier epoch of the repository knew is of no use any more.
+fn remove_other_epochs(state: &Path, name: &str) {
+    let Some((repository, _)) = name.rsplit_once('-') else {
+        return;
+    };
+    let (of_repository, own) = (format!("cache-{repository}-"), format!("cache-{name}."));
+    let Ok(entries) = std::fs::read_dir(state) else {
+        // Opening the cache is about to say why.
+        return;
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let other = file
+            .to_str()
+            .is_some_and(|file| file.starts_with(&of_repository) && !file.starts_with(&own));
+        if other && let Err(err) = std::fs::remove_file(entry.path()) {
+            tracing::warn!("{} cannot be removed: {err}", entry.path().display());
+        }
     }
 }
 

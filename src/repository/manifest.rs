@@ -57,9 +57,9 @@ pub struct ArchiveRecord {
     pub raw_bytes: u64,
     pub read_bytes: u64,
     pub stored_bytes: u64,
-    /// SHA-256 of the whole stream; absent when unchanged files were spliced in unread.
+    /// BLAKE3 of the whole stream; absent when unchanged files were spliced in unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stream_sha256: Option<String>,
+    pub stream_blake3: Option<String>,
     /// SHA-256 of the ranges file.
     pub ranges_sha256: String,
 }

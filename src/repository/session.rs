@@ -154,13 +154,7 @@ impl Repository {
         vault.store.remove_abandoned()?;
         let lease = Lease::take(vault, id, LOCK_PATIENCE)?;
         self.update_recipients()?;
-        let parent = match self.backups()?.last() {
-            Some(id) => Some(Parent {
-                id: id.clone(),
-                manifest_sha256: sha256_hex(&self.stored_manifest(id)?),
-            }),
-            None => None,
-        };
+        let parent = self.newest()?;
         // After the lease: what is usable now stays until the lease ends.
         let usable = lease::usable_packs(vault)?;
         let name = format!("{}-{}", self.id(), vault.epoch());
@@ -184,6 +178,25 @@ impl Repository {
             started,
             parent,
         })
+    }
+
+    /// The newest backup, which the next one names as its parent.
+    fn newest(&self) -> Result<Option<Parent>, RepositoryError> {
+        for id in self.backups()?.into_iter().rev() {
+            match self.stored_manifest(&id) {
+                Ok(manifest) => {
+                    let manifest_sha256 = sha256_hex(&manifest);
+                    return Ok(Some(Parent {
+                        id,
+                        manifest_sha256,
+                    }));
+                }
+                // Retention dropped it after the list was made.
+                Err(RepositoryError::Missing(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -307,7 +320,7 @@ fn record(sealed: SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
         read_bytes: sealed.read_bytes,
         stored_bytes: sealed.stored_bytes,
         ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
-        stream_sha256: sealed.stream_sha256,
+        stream_blake3: sealed.stream_blake3,
         name: sealed.name,
     }
 }

@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
 use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT};
 use super::pipeline::Pipeline;
@@ -14,7 +12,7 @@ use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
 use super::session::Session;
 use super::table::{BlockTable, PageId};
 use super::uses::Uses;
-use super::{PackName, RepositoryError, hex};
+use super::{PackName, RepositoryError};
 use crate::archive::Cut;
 use crate::archive::cache::{CachedFile, PackRef};
 
@@ -37,7 +35,7 @@ pub struct Sink {
     raw_bytes: u64,
     read_bytes: u64,
     /// Of the whole stream, until something is spliced in unread.
-    stream_hash: Option<Sha256>,
+    stream_hash: Option<blake3::Hasher>,
 }
 
 /// A place in the stream to come back to.
@@ -45,7 +43,7 @@ pub struct Mark {
     ranges: usize,
     last_length: u64,
     raw_bytes: u64,
-    stream_hash: Option<Sha256>,
+    stream_hash: Option<blake3::Hasher>,
 }
 
 /// A finished archive: proof that all its packs are in the store. The commit asks for it.
@@ -60,7 +58,7 @@ pub struct SealedArchive {
     pub(super) uses: Uses,
     pub(super) raw_bytes: u64,
     pub(super) read_bytes: u64,
-    pub(super) stream_sha256: Option<String>,
+    pub(super) stream_blake3: Option<String>,
 }
 
 impl SealedArchive {
@@ -98,7 +96,7 @@ impl Sink {
             ranges: RangeList::default(),
             raw_bytes: 0,
             read_bytes: 0,
-            stream_hash: Some(Sha256::new()),
+            stream_hash: Some(blake3::Hasher::new()),
         })
     }
 
@@ -221,7 +219,10 @@ impl Sink {
     /// Publishes what is open and writes the ranges file, as blocks when it is long.
     pub fn seal(mut self) -> Result<SealedArchive, RepositoryError> {
         self.publish_open()?;
-        let stream_sha256 = self.stream_hash.take().map(|hash| hex(&hash.finalize()));
+        let stream_blake3 = self
+            .stream_hash
+            .take()
+            .map(|hash| hash.finalize().to_string());
         let (raw_bytes, read_bytes) = (self.raw_bytes, self.read_bytes);
         let (mut depth, mut uses) = (0, Uses::default());
         let mut list = self.named(&self.ranges)?;
@@ -247,7 +248,7 @@ impl Sink {
             uses,
             raw_bytes,
             read_bytes,
-            stream_sha256,
+            stream_blake3,
         })
     }
 

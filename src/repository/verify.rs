@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::frame::Decoder;
 use super::manifest::{ArchiveRecord, Manifest};
 use super::pack::PackReader;
-use super::{PackName, Repository, RepositoryError, hex, reader, sha256_hex};
+use super::{PackName, Repository, RepositoryError, reader, sha256_hex};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -231,20 +230,22 @@ fn check_streams(
     report: &mut VerifyReport,
 ) {
     for record in manifest.archives.iter().filter(|a| scope.holds(&a.name)) {
-        let Some(expected) = &record.stream_sha256 else {
+        let Some(expected) = &record.stream_blake3 else {
             continue;
         };
         let read = || -> Result<String, RepositoryError> {
             let mut stream = repository.archive(manifest, record)?;
-            let mut hash = Sha256::new();
+            let mut hash = blake3::Hasher::new();
             let mut buffer = vec![0; reader::PIECE_BYTES];
             loop {
                 let count = stream
                     .read(&mut buffer)
                     .map_err(|e| RepositoryError::io("read the archive", e))?;
                 match buffer.get(..count) {
-                    Some([]) | None => return Ok(hex(&hash.finalize())),
-                    Some(piece) => hash.update(piece),
+                    Some([]) | None => return Ok(hash.finalize().to_string()),
+                    Some(piece) => {
+                        hash.update(piece);
+                    }
                 }
             }
         };

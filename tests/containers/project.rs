@@ -1,5 +1,6 @@
 //! A compose project of the test stack, the sidecar beside it, and the harness that knows the truth.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 
@@ -91,6 +92,15 @@ impl Project {
             .output()
             .unwrap();
         Said::of(&output)
+    }
+
+    /// Adds a setting to the project's `.env`.
+    pub fn set(&self, name: &str, value: &str) {
+        let mut env = std::fs::OpenOptions::new()
+            .append(true)
+            .open(self.path().join(".env"))
+            .unwrap();
+        writeln!(env, "{name}={value}").unwrap();
     }
 
     pub fn up(&self) {

@@ -160,8 +160,23 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn named_volumes_with_n8n_on_sqlite_come_back_whole() {
-    round_trip(&mut Project::new("sqlite", "volumes", "sqlite"), "50000");
+fn named_volumes_with_n8n_on_sqlite_come_back_whole_out_of_an_encrypted_repository() {
+    let mut project = Project::new("sqlite", "volumes", "sqlite");
+    project.set("AGE_PASSPHRASE", "only for this test");
+    round_trip(&mut project, "50000");
+    let files = walk(&project.repository());
+    assert!(files.len() > 5, "{files:?}");
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if name == "RECOVER.sh" || name == "README.txt" {
+            continue;
+        }
+        let told = ["POSTGRES_PASSWORD", "encryptionKey", "sqlite_master"]
+            .into_iter()
+            .find(|secret| bytes.windows(secret.len()).any(|w| w == secret.as_bytes()));
+        assert_eq!(told, None, "{}", file.display());
+    }
 }
 
 #[test]

@@ -225,6 +225,13 @@ impl Spool for LocalSpool {
         let path = store.path(key)?;
         make_parents(&path)
             .and_then(|()| file.commit_new(&path))
-            .map_err(|e| store.failed("publish", key, e))
+            .map_err(|e| match e.kind() {
+                // Nobody asked for the key: it is the file behind it that is gone.
+                io::ErrorKind::NotFound => RepositoryError::Invalid(format!(
+                    "the unfinished {key} is gone from {}: the run took too long (after a day others clear it away), or the directory was unmounted; nothing was committed",
+                    store.root.display()
+                )),
+                _ => store.failed("publish", key, e),
+            })
     }
 }

@@ -1,0 +1,281 @@
+//! Crashes by force: a process that works on the repository dies at each of its calls in turn, and many
+//! processes die at random among each other. What was committed is there to the byte, nothing half done is
+//! listed, and the next backup works.
+//!
+//! Random schedules are decided by a seed, which a failure names: `LIFEBOAT_CRASH_SEED=<seed>` runs that one
+//! alone, `LIFEBOAT_CRASH_SCHEDULES=<count>` another number of them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "support/members.rs"]
+mod members;
+#[path = "crash/schedule.rs"]
+mod schedule;
+#[path = "crash/store.rs"]
+mod store;
+#[path = "crash/world.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lifeboat::repository::{Repository, RepositoryError};
+
+use schedule::{Chance, Ends, Schedule};
+use store::{Death, Process};
+use world::{Run, Steady, World};
+
+/// What one process does.
+#[derive(Debug, Clone)]
+enum Job {
+    Backup(Run),
+    /// Retention drops a backup.
+    Drop(String),
+}
+
+impl Job {
+    fn expect(&self, world: &mut World) {
+        match self {
+            Self::Backup(run) => world.expect_backup(run),
+            Self::Drop(id) => world.expect_drop(id),
+        }
+    }
+
+    fn note(&self, world: &mut World) {
+        match self {
+            Self::Backup(run) => world.note_commit(&run.id),
+            Self::Drop(id) => world.note_drop(id),
+        }
+    }
+
+    fn host(&self) -> &'static str {
+        match self {
+            Self::Backup(run) => run.host,
+            Self::Drop(_) => "a",
+        }
+    }
+
+    fn perform(
+        &self,
+        process: &std::sync::Arc<Process>,
+        world: &World,
+        steady: &Steady,
+    ) -> Result<(), RepositoryError> {
+        let (keys, state) = (world.keys(self.host()), world.path(self.host()));
+        match self {
+            Self::Backup(run) => run.perform(&process.store(), &keys, &state, steady),
+            Self::Drop(id) => Repository::open(process.store(), &keys)?.drop_backup(id),
+        }
+    }
+}
+
+/// Encryption pads headers at random, so that a run may write some pieces more than another.
+const MORE_WRITES: usize = 12;
+
+/// Kills a process at every call that `job` makes, in every way, and looks at what is left.
+fn kill_everywhere(before: &World, job: &Job, steady: &Steady) -> usize {
+    let dry = before.copy();
+    let process = Process::new(&dry.root(), None, None);
+    job.perform(&process, &dry, steady).unwrap();
+    let calls = process.calls();
+    let mut cut = BTreeSet::new();
+    for number in 0..calls.len() + MORE_WRITES {
+        for death in [Death::Before, Death::Half, Death::After] {
+            let mut world = before.copy();
+            job.expect(&mut world);
+            let process = Process::new(&world.root(), Some((number, death)), None);
+            let result = job.perform(&process, &world, steady);
+            if !process.is_dead() {
+                assert!(
+                    result.is_ok() && process.calls().len() <= number,
+                    "{result:?}"
+                );
+                continue;
+            }
+            let last = process.calls().pop().unwrap();
+            let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                world.check();
+                // Who was killed goes on, and so does the other.
+                let mut chance = Chance::new(number as u64);
+                world.backup(&Run::new(900, "a", &mut chance), steady);
+                world.backup(&Run::new(901, "b", &mut chance), steady);
+                world.check();
+            }));
+            assert!(check.is_ok(), "killed {death:?} call {number}: {last}");
+            cut.insert(kind(&last).to_owned());
+        }
+    }
+    for call in &calls {
+        assert!(cut.contains(kind(call)), "{call} was never cut");
+    }
+    calls.len()
+}
+
+/// A call without what differs from run to run.
+fn kind(call: &str) -> &str {
+    let random = ["publish", "write", "replace keys/secret", "delete packs"];
+    random
+        .into_iter()
+        .find(|begin| call.starts_with(begin))
+        .unwrap_or(call)
+}
+
+fn kill_each_actor(encrypted: bool) {
+    let steady = Steady::new();
+    let mut chance = Chance::new(7);
+    let mut world = World::new(encrypted);
+    let first = Run::new(1, "a", &mut chance);
+    let calls = kill_everywhere(&world, &Job::Backup(first.clone()), &steady);
+    assert!(calls > 15, "only {calls} calls of a first backup were cut");
+    world.backup(&first, &steady);
+    let second = Run::new(2, "a", &mut chance);
+    let calls = kill_everywhere(&world, &Job::Backup(second.clone()), &steady);
+    assert!(calls > 10, "only {calls} calls of a second backup were cut");
+    world.backup(&second, &steady);
+    for id in [&first.id, &second.id] {
+        let calls = kill_everywhere(&world, &Job::Drop(id.clone()), &steady);
+        assert!(calls > 3, "only {calls} calls of a drop were cut");
+    }
+}
+
+#[test]
+fn no_crash_at_any_call_costs_a_committed_backup() {
+    kill_each_actor(false);
+}
+
+#[test]
+fn no_crash_at_any_call_costs_a_committed_backup_of_an_encrypted_repository() {
+    kill_each_actor(true);
+}
+
+/// Two hosts have backed up before.
+fn settled_world(encrypted: bool, steady: &Steady) -> World {
+    let mut world = World::new(encrypted);
+    let mut chance = Chance::new(u64::from(encrypted));
+    for (number, host) in [(1, "a"), (2, "b"), (3, "a")] {
+        world.backup(&Run::new(number, host, &mut chance), steady);
+    }
+    world
+}
+
+/// One schedule: what runs, who dies when, whose call is next and how time passes come from the seed.
+fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, seen: &Seen) {
+    let mut chance = Chance::new(seed);
+    let mut world = worlds[usize::from(chance.one_in(4))].copy();
+    let mut chains: Vec<Vec<Job>> = Vec::new();
+    for (at, host) in ["a", "b"].into_iter().enumerate() {
+        let runs = 1 + chance.below(2);
+        let job = |n| Job::Backup(Run::new(10 * (at + 1) + n, host, &mut chance));
+        chains.push((0..runs).map(job).collect());
+    }
+    let mut drops = world.ids();
+    while drops.len() > 2 {
+        drops.remove(chance.below(drops.len()));
+    }
+    chains.push(drops.into_iter().map(Job::Drop).collect());
+    chains
+        .iter()
+        .flatten()
+        .for_each(|job| job.expect(&mut world));
+    let schedule = Schedule::new(&world.root(), chance.next(), chains.len());
+    let deaths = [Death::Before, Death::Half, Death::After];
+    let actors: Vec<_> = chains
+        .into_iter()
+        .enumerate()
+        .map(|(at, chain)| {
+            let end = (!chance.one_in(3)).then(|| (chance.below(45), deaths[chance.below(3)]));
+            let turns = schedule.turns(at);
+            (
+                chain,
+                Process::new(&world.root(), end, Some(turns.clone())),
+                turns,
+            )
+        })
+        .collect();
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for (chain, process, turns) in actors {
+            let (world, done) = (&world, &done);
+            scope.spawn(move || {
+                let _ends = Ends(turns);
+                for job in chain {
+                    match job.perform(&process, world, steady) {
+                        Ok(()) => {
+                            seen.done.fetch_add(1, Ordering::Relaxed);
+                            done.lock().unwrap().push(job);
+                        }
+                        Err(_) if process.is_dead() => {
+                            seen.killed.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                        // It waited too long for its turn.
+                        Err(err) if is_void(&err) => {
+                            seen.void.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(err) => panic!("{job:?}: {err}"),
+                    }
+                }
+            });
+        }
+    });
+    for job in done.into_inner().unwrap() {
+        job.note(&mut world);
+    }
+    world.check();
+    world.backup(&Run::new(900, "a", &mut chance), steady);
+    world.backup(&Run::new(901, "b", &mut chance), steady);
+    world.check();
+}
+
+/// What the schedules came across, to be sure that they are worth something.
+#[derive(Debug, Default)]
+struct Seen {
+    done: AtomicU64,
+    killed: AtomicU64,
+    void: AtomicU64,
+}
+
+/// A run that lived longer than its lease gives up, and says so.
+fn is_void(err: &RepositoryError) -> bool {
+    let text = err.to_string();
+    text.contains("took too long") || text.contains("overtaken")
+}
+
+#[test]
+fn no_schedule_of_backups_and_drops_with_crashes_costs_a_committed_backup() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    let (first, count) = match number("LIFEBOAT_CRASH_SEED") {
+        Some(seed) => (seed, 1),
+        None => (0, number("LIFEBOAT_CRASH_SCHEDULES").unwrap_or(1000)),
+    };
+    let steady = Steady::new();
+    let worlds = [false, true].map(|encrypted| settled_world(encrypted, &steady));
+    let (next, seen) = (AtomicU64::new(first), Seen::default());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    let run = || run_schedule(seed, &worlds, &steady, &seen);
+                    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                    if let Err(cause) = outcome {
+                        next.store(first + count, Ordering::Relaxed);
+                        let cause = cause.downcast_ref::<String>().cloned();
+                        panic!(
+                            "{}\nLIFEBOAT_CRASH_SEED={seed} shows it again",
+                            cause.unwrap_or_else(|| "a process failed: see above".to_owned())
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let share = |what: &AtomicU64| what.load(Ordering::Relaxed) * 10 / count;
+    assert!(
+        count < 100 || (share(&seen.done) > 10 && share(&seen.killed) > 5 && share(&seen.void) > 0),
+        "the schedules are tame: {seen:?}"
+    );
+}

@@ -1,0 +1,331 @@
+//! A repository, the hosts that back up to it, and the book of what must be in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use age::secrecy::ExposeSecret;
+use age::x25519::Identity;
+use jiff::Timestamp;
+use lifeboat::archive::{Cut, EntryMeta, OnChange};
+use lifeboat::config::Secret;
+use lifeboat::repository::keys::Keys;
+use lifeboat::repository::session::{ArchiveNotes, BackupNotes};
+use lifeboat::repository::store::{LocalStore, Store};
+use lifeboat::repository::verify::{Depth, Scope, verify};
+use lifeboat::repository::{Repository, RepositoryError};
+use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
+
+use crate::schedule::Chance;
+
+const PAGE_BYTES: usize = 512;
+const PAGES: usize = 12;
+
+/// What a backup holds: entry names with their archive in front, and their bytes.
+pub type Content = BTreeMap<String, Vec<u8>>;
+
+/// A file that is old enough to be spliced in unread, for all worlds.
+pub struct Steady {
+    dir: tempfile::TempDir,
+}
+
+impl Steady {
+    pub fn new() -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let steady = Self { dir: scratch() };
+        fs::write(steady.path(), noise(3000, 99)).unwrap();
+        let changed = fs::metadata(steady.path()).unwrap().ctime();
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while Timestamp::now().as_second() <= changed + 3 {
+            assert!(Instant::now() < deadline, "the clock stands still");
+            std::thread::yield_now();
+        }
+        steady
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("steady")
+    }
+}
+
+/// A directory in memory where there is one: what the disk does is not asked here.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    }
+}
+
+/// Two hosts and their repository.
+pub struct World {
+    dir: tempfile::TempDir,
+    keys: Option<String>,
+    public: Vec<String>,
+    /// Everything that was ever tried.
+    tried: BTreeMap<String, Content>,
+    committed: BTreeSet<String>,
+    /// A retention drop was tried.
+    doomed: BTreeSet<String>,
+    dropped: BTreeSet<String>,
+}
+
+impl World {
+    pub fn new(encrypted: bool) -> Self {
+        let identity = encrypted.then(Identity::generate);
+        let world = Self {
+            dir: scratch(),
+            public: identity.iter().map(|i| i.to_public().to_string()).collect(),
+            keys: identity.map(|i| i.to_string().expose_secret().to_owned()),
+            tried: BTreeMap::new(),
+            committed: BTreeSet::new(),
+            doomed: BTreeSet::new(),
+            dropped: BTreeSet::new(),
+        };
+        for dir in ["repo", "a", "b"] {
+            fs::create_dir(world.path(dir)).unwrap();
+        }
+        world
+    }
+
+    /// The same in another directory.
+    pub fn copy(&self) -> Self {
+        let dir = scratch();
+        copy_tree(self.dir.path(), dir.path());
+        Self {
+            dir,
+            keys: self.keys.clone(),
+            public: self.public.clone(),
+            tried: self.tried.clone(),
+            committed: self.committed.clone(),
+            doomed: self.doomed.clone(),
+            dropped: self.dropped.clone(),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.path("repo")
+    }
+
+    pub fn ids(&self) -> Vec<String> {
+        self.committed.iter().cloned().collect()
+    }
+
+    pub fn keys(&self, host: &str) -> Keys {
+        Keys {
+            public_keys: self.public.clone(),
+            identity: self.keys.clone().map(Secret::new),
+            state: Some(self.path(host)),
+            ..Keys::none()
+        }
+    }
+
+    /// Writes down what a run is going to store.
+    pub fn expect_backup(&mut self, run: &Run) {
+        let known = self.tried.insert(run.id.clone(), run.content.clone());
+        assert!(known.is_none(), "{} twice", run.id);
+    }
+
+    pub fn note_commit(&mut self, id: &str) {
+        self.committed.insert(id.to_owned());
+    }
+
+    pub fn expect_drop(&mut self, id: &str) {
+        self.doomed.insert(id.to_owned());
+    }
+
+    pub fn note_drop(&mut self, id: &str) {
+        self.dropped.insert(id.to_owned());
+    }
+
+    /// Backs up undisturbed; it must succeed.
+    pub fn backup(&mut self, run: &Run, steady: &Steady) {
+        self.expect_backup(run);
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.root()));
+        run.perform(&store, &self.keys(run.host), &self.path(run.host), steady)
+            .unwrap();
+        self.note_commit(&run.id);
+    }
+
+    /// Everything that must be there is, to the byte, and nothing else is listed.
+    pub fn check(&self) {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.root()));
+        let repository = match Repository::open(store, &self.keys("a")) {
+            // Killed while the repository was made.
+            Err(RepositoryError::NoRepository(_)) if self.committed.is_empty() => return,
+            other => other.unwrap(),
+        };
+        let listed: BTreeSet<String> = repository.backups().unwrap().into_iter().collect();
+        for id in &self.committed {
+            assert!(
+                listed.contains(id) || self.doomed.contains(id),
+                "{id} was committed and is not listed"
+            );
+        }
+        for id in &listed {
+            assert!(!self.dropped.contains(id), "{id} was dropped and is listed");
+            let expected = self.tried.get(id).expect("nobody made this backup");
+            let found = content(&repository, id);
+            assert!(found == *expected, "{id} reads as something else");
+        }
+        let report = verify(&repository, &Scope::Everything, Depth::Full, |_, _| {}).unwrap();
+        assert!(report.is_good(), "{report:?}");
+        assert_eq!(report.backups, listed.len() as u64);
+    }
+}
+
+/// One backup to make.
+#[derive(Clone)]
+pub struct Run {
+    pub id: String,
+    pub host: &'static str,
+    content: Content,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of host {}", self.id, self.host)
+    }
+}
+
+impl Run {
+    /// The host's relation with some pages changed, some of the files that all hosts have, and the steady one.
+    pub fn new(number: usize, host: &'static str, chance: &mut Chance) -> Self {
+        let mut relation = noise(PAGES * PAGE_BYTES, if host == "a" { 1 } else { 2 });
+        for _ in 0..chance.below(4) {
+            let page = chance.below(PAGES);
+            let body = noise(PAGE_BYTES, 1000 + chance.next() % 8);
+            relation[page * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(&body);
+        }
+        let mut content = Content::from([
+            ("db/relation".to_owned(), relation),
+            ("files/steady".to_owned(), noise(3000, 99)),
+        ]);
+        for file in 0..6 {
+            if chance.one_in(2) {
+                content.insert(format!("files/{file}"), noise(600 + file, file as u64));
+            }
+        }
+        Self {
+            id: format!("20260101T{number:06}Z-{number:06x}"),
+            host,
+            content,
+        }
+    }
+
+    /// The whole backup, as the command makes it.
+    pub fn perform(
+        &self,
+        store: &Arc<dyn Store>,
+        keys: &Keys,
+        state: &Path,
+        steady: &Steady,
+    ) -> Result<(), RepositoryError> {
+        let repository = Repository::open_or_init(Arc::clone(store), keys)?;
+        let backup = repository.begin(&self.id, state, 1)?;
+        let mut sealed = Vec::new();
+        for name in ["db", "files"] {
+            let mut archive = backup.archive(name)?;
+            for (entry, bytes) in &self.content {
+                let Some(entry) = entry.strip_prefix(&format!("{name}/")) else {
+                    continue;
+                };
+                match entry {
+                    "relation" => {
+                        let path = state.join("relation");
+                        fs::write(&path, bytes).unwrap();
+                        let cut = Cut::Pages(PAGE_BYTES as u32);
+                        archive
+                            .file(entry, &path, cut, OnChange::Repaired)
+                            .map_err(plain)?;
+                    }
+                    "steady" => {
+                        archive
+                            .file(entry, &steady.path(), Cut::Content, OnChange::ReadAgain)
+                            .map_err(plain)?;
+                    }
+                    _ => archive
+                        .bytes(entry, &EntryMeta::default(), bytes)
+                        .map_err(plain)?,
+                }
+            }
+            sealed.push((archive.seal().map_err(plain)?, notes()));
+        }
+        backup.commit(sealed, BackupNotes::default()).map(drop)
+    }
+}
+
+fn plain(err: impl std::error::Error) -> RepositoryError {
+    RepositoryError::Invalid(err.to_string())
+}
+
+fn notes() -> ArchiveNotes {
+    ArchiveNotes {
+        kind: ServiceKind::Volume,
+        container: None,
+        point: PointInTime {
+            at: Timestamp::UNIX_EPOCH,
+            coordinate: None,
+        },
+        report: ServiceReport {
+            version: "1".into(),
+            counts: BTreeMap::new(),
+            facts: serde_json::Value::Null,
+            warnings: vec![],
+        },
+    }
+}
+
+/// Reads every archive of a backup to its end.
+pub fn content(repository: &Repository, id: &str) -> Content {
+    let manifest = repository.manifest(id).unwrap();
+    let mut found = Content::new();
+    for record in &manifest.archives {
+        let mut stream = Vec::new();
+        repository
+            .archive(&manifest, record)
+            .unwrap()
+            .read_to_end(&mut stream)
+            .unwrap();
+        for (name, body) in crate::members::members(&stream) {
+            let twice = found.insert(format!("{}/{name}", record.name), body);
+            assert!(twice.is_none());
+        }
+    }
+    found
+}
+
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut chance = Chance::new(seed);
+    std::iter::repeat_with(|| chance.next().to_be_bytes())
+        .flatten()
+        .take(len)
+        .collect()
+}
+
+pub fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else {
+            let modified = entry.metadata().unwrap().modified().unwrap();
+            fs::copy(entry.path(), &target).unwrap();
+            fs::File::options()
+                .append(true)
+                .open(&target)
+                .and_then(|file| file.set_modified(modified))
+                .unwrap();
+        }
+    }
+}

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{backup, doctor, export, key, list, restore, run, show, status, verify};
+use crate::commands::{
+    backup, doctor, export, key, list, prune, restore, run, show, status, verify,
+};
 
 /// Backs up a compose stack of n8n, PostgreSQL, Ollama and Qdrant while it runs, and gets it back.
 ///
@@ -39,6 +41,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Shows who can read the repository, or changes its passphrase.
     Key(key::Args),
+    /// Gives back the space of what no backup needs any more.
+    Prune(prune::Args),
     /// Checks configuration, mounts, rights, connections and space.
     Doctor(doctor::Args),
     /// Tells how the last runs went; exits with 1 when a person should look.
@@ -49,7 +53,7 @@ pub enum Command {
 
 /// Names under which the program is a command itself: links in the image.
 const MULTI_CALL: &[&str] = &[
-    "run", "backup", "list", "show", "restore", "export", "verify", "doctor", "status",
+    "run", "backup", "list", "show", "restore", "export", "verify", "prune", "doctor", "status",
 ];
 
 impl Cli {

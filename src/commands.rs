@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod export;
 pub mod key;
 pub mod list;
+pub mod prune;
 pub mod restore;
 pub mod run;
 pub mod show;

@@ -29,6 +29,8 @@ pub struct Config {
     pub keys: Keys,
     /// Secrets may lie unencrypted in a remote repository.
     pub plaintext_secrets: bool,
+    /// Whether each backup prunes when it is done.
+    pub prune: bool,
     pub state: PathBuf,
     pub data: PathBuf,
     pub project_dir: PathBuf,

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             Command::Export(args) => commands::export::run(&context, &args).await,
             Command::Verify(args) => commands::verify::run(&context, &args),
             Command::Key(args) => commands::key::run(&context, &args),
+            Command::Prune(args) => commands::prune::run(&context, &args),
             Command::Doctor(args) => commands::doctor::run(&context, &args).await,
             Command::Status(args) => commands::status::run(&context, &args),
             Command::Variables => Ok(()),

@@ -149,15 +149,25 @@ fn a_file_is_there_whole_once_it_is_published(ground: &Ground) {
 fn what_exists_is_never_overwritten(ground: &Ground) {
     let store = ground.store();
     store.put("leases/one", b"first").unwrap();
-    for key in ["packs/aa/small", "packs/aa/large"] {
+    for key in ["packs/aa/small", "packs/aa/middle", "packs/aa/large"] {
         publish(&*store, key, b"first").unwrap();
     }
     let exists = |result| matches!(result, Err(RepositoryError::Exists(key)) if !key.is_empty());
     assert!(exists(store.put("leases/one", b"second")));
     assert!(exists(store.put("leases/one", b"first")));
     assert!(exists(publish(&*store, "packs/aa/small", b"first")));
+    assert!(exists(publish(
+        &*store,
+        "packs/aa/middle",
+        &noise(7_000_000, 3)
+    )));
     assert!(exists(publish(&*store, "packs/aa/large", &noise(LARGE, 3))));
-    for key in ["leases/one", "packs/aa/small", "packs/aa/large"] {
+    for key in [
+        "leases/one",
+        "packs/aa/small",
+        "packs/aa/middle",
+        "packs/aa/large",
+    ] {
         assert_eq!(store.get(key, 100).unwrap(), b"first");
     }
 }

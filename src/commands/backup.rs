@@ -10,9 +10,10 @@ use tracing::Instrument as _;
 
 use super::record::Record;
 use super::workplace::Workplace;
-use super::{Context, Failure, adapters, output};
+use super::{Context, Failure, adapters, output, prune};
 use crate::archive::{ArchiveWriter, SealedArchive};
 use crate::repository::manifest::Manifest;
+use crate::repository::prune::Report;
 use crate::repository::session::{ArchiveNotes, Backup, BackupNotes, new_id};
 use crate::repository::{Repository, RepositoryError, store};
 use crate::retention::{self, Candidate, Decision};
@@ -35,6 +36,8 @@ pub struct Args {
 pub struct Outcome {
     pub manifest: Manifest,
     pub retention: Decision,
+    /// What the prune gave back; absent when it is turned off or failed.
+    pub prune: Option<Report>,
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
@@ -75,10 +78,35 @@ async fn backup_and_retain(
     guard_secrets(context, &repository)?;
     let manifest = backup(context, &place, &repository).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
+    let prune = housekeep(context, &repository);
     Ok(Outcome {
         manifest,
         retention,
+        prune,
     })
+}
+
+/// Prunes what retention has dropped. The backup stands, whatever becomes of this.
+fn housekeep(context: &Context, repository: &Repository) -> Option<Report> {
+    if !context.config.prune {
+        return None;
+    }
+    match prune::prune(context, repository, &prune::Args::default()) {
+        Ok(report) => {
+            tracing::info!("pruned: {}", prune::summary(&report));
+            if !report.refused.is_empty() {
+                tracing::warn!(
+                    "the store refuses to delete {} files, so they are kept: `prune` names them",
+                    report.refused.len()
+                );
+            }
+            Some(report)
+        }
+        Err(err) => {
+            tracing::error!("the backup is complete, but the prune failed: {err}");
+            None
+        }
+    }
 }
 
 /// What lies unencrypted is said at each backup; in a remote place it must be agreed to.

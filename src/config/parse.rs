@@ -25,6 +25,7 @@ struct Raw {
     age_public_keys: Option<String>,
     age_identity: Option<Secret>,
     backup_plaintext_secrets: Option<String>,
+    backup_prune: Option<String>,
     lifeboat_state: Option<String>,
     lifeboat_data: Option<String>,
     lifeboat_project_dir: Option<String>,
@@ -76,7 +77,8 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
     // An empty value means "not set": compose passes `${NAME:-}` that way.
     let set = vars.into_iter().filter(|(_, v)| !v.trim().is_empty());
     let set: Vec<_> = set.collect();
-    let raw = envy::from_iter(set.clone()).and_then(|raw| Ok((raw, envy::from_iter(set)?)));
+    let raw = envy::from_iter(set.clone())
+        .and_then(|raw| Ok((raw, envy::prefixed("AWS_").from_iter(set)?)));
     let (raw, aws): (Raw, s3::Raw) = match raw {
         Ok(raw) => raw,
         Err(err) => {
@@ -100,6 +102,7 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
         },
         plaintext_secrets: mistakes
             .yes_no("BACKUP_PLAINTEXT_SECRETS", raw.backup_plaintext_secrets),
+        prune: raw.backup_prune.is_none() || mistakes.yes_no("BACKUP_PRUNE", raw.backup_prune),
         repository: mistakes.place(raw.lifeboat_repository),
         s3,
         state,

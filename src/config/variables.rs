@@ -282,6 +282,12 @@ pub const VARIABLES: &[Variable] = &[
         "Added to the age limit, so that a late run does not cost a day.",
     ),
     var(
+        "BACKUP_PRUNE",
+        "yes",
+        "no",
+        "Whether each backup gives back, when it is done, the space of what retention has dropped.",
+    ),
+    var(
         "BACKUP_SHRINK_LIMIT",
         "50",
         "50",

@@ -100,13 +100,43 @@ pub fn current_parts(vault: &Vault) -> Result<Vec<String>, RepositoryError> {
 
 /// Names of all parts in the store.
 pub fn parts(vault: &Vault) -> Result<Vec<String>, RepositoryError> {
-    let suffix = vault.mode.suffix();
     let entries = vault.store.list("index")?;
     Ok(entries
         .iter()
-        .filter_map(|e| e.key.strip_prefix("index/")?.strip_suffix(suffix))
+        .filter_map(|e| part_of(vault, &e.key))
         .map(str::to_owned)
         .collect())
+}
+
+/// The part that a key names.
+pub fn part_of<'a>(vault: &Vault, key: &'a str) -> Option<&'a str> {
+    key.strip_prefix("index/")?
+        .strip_suffix(vault.mode.suffix())
+}
+
+/// Whether a part names a pack that `wanted` says yes to; reads only as far as the first. What is not wanted is
+/// told by a part whose seal is right.
+pub fn names_any(
+    vault: &Vault,
+    part: &str,
+    wanted: impl Fn(PackName) -> bool,
+) -> Result<bool, RepositoryError> {
+    let key = vault.key(&key(part));
+    let mut plain = vault.mode.open(&key, vault.store.open(&key)?)?;
+    let mut first = [0u8; 32];
+    let early = plain
+        .stream()
+        .and_then(zstd::stream::Decoder::new)
+        .and_then(|mut input| input.read_exact(&mut first));
+    if early.is_ok() && wanted(PackName(first)) {
+        return Ok(true);
+    }
+    let mut found = false;
+    read(vault, part, |pack, _| {
+        found |= wanted(pack);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Reads one part; `visit` gets each pack with its table.

@@ -110,7 +110,6 @@ pub(super) struct RepositoryConfig {
     pub recipients: Vec<String>,
     /// Counts the times that somebody was added: what was stored before such a time is not referred to
     /// after it, or the new one could not read it.
-    #[serde(default)]
     pub epoch: u32,
     /// Hexadecimal; only where nothing is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -451,6 +450,26 @@ fn parse_secret(hex: &str) -> Result<Secrets, RepositoryError> {
     hex.parse::<PackName>()
         .map(|secret| Secrets::new(secret.0))
         .map_err(|_| RepositoryError::Forged("the repository's secret".to_owned()))
+}
+
+/// The file that holds the secret for those with a key of their own, where there is one and it can be read,
+/// holds this repository's.
+pub(super) fn check_secret_file(
+    store: &dyn Store,
+    secrets: &Secrets,
+    mode: &Mode,
+) -> Result<(), RepositoryError> {
+    let key = secret_key(&secrets.id());
+    let stored = match store.get(&key, KEY_FILE_LIMIT_BYTES) {
+        Err(RepositoryError::Missing(_)) => return Ok(()),
+        other => other?,
+    };
+    let text = mode.decrypt(&key, stored, KEY_FILE_LIMIT_BYTES)?;
+    if text == secret_text(secrets).as_bytes() {
+        Ok(())
+    } else {
+        Err(RepositoryError::Forged(key))
+    }
 }
 
 fn read_secret(

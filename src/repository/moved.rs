@@ -68,6 +68,27 @@ impl Moved {
         })
     }
 
+    /// All that is known of a range, in its pieces.
+    pub fn within(&self, offset: u64, length: u64) -> Vec<Range<PackName>> {
+        let end = offset + length;
+        let first = self
+            .0
+            .partition_point(|piece| piece.offset + piece.place.length <= offset);
+        let pieces = self.0.get(first..).unwrap_or_default();
+        pieces
+            .iter()
+            .take_while(|piece| piece.offset < end)
+            .map(|piece| {
+                let from = piece.offset.max(offset);
+                Range {
+                    pack: piece.place.pack,
+                    offset: piece.place.offset + (from - piece.offset),
+                    length: end.min(piece.offset + piece.place.length) - from,
+                }
+            })
+            .collect()
+    }
+
     /// Where all of `length` bytes at `offset` are, in pieces; `None` when a part of it is lost.
     pub fn locate(&self, mut offset: u64, mut length: u64) -> Option<RangeList<PackName>> {
         let mut out = RangeList::default();
@@ -229,6 +250,7 @@ mod tests {
         assert_eq!(moved.find(5, 100), Some(at(7, 105, 15)));
         assert_eq!(moved.find(52, 2), Some(at(8, 2, 2)));
         assert_eq!(moved.find(20, 1), None);
+        assert_eq!(moved.within(15, 37), [at(7, 115, 5), at(8, 0, 2)]);
         assert_eq!(moved.locate(0, 20).unwrap().length(), 20);
         assert_eq!(moved.locate(15, 10), None);
     }

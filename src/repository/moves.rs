@@ -132,7 +132,8 @@ impl Vault {
         self.moves()?.find(self, pack)
     }
 
-    fn pieces(&self, run: &str, pack: PackName) -> Result<Moved, RepositoryError> {
+    /// Where a run put the pieces of a pack.
+    pub(super) fn pieces(&self, run: &str, pack: PackName) -> Result<Moved, RepositoryError> {
         let name = pieces_name(run, pack);
         let bytes = self.get(&name, PIECES_LIMIT_BYTES)?;
         let what = format!("{run}/{pack}");

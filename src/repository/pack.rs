@@ -224,7 +224,7 @@ impl PackReader {
 
     /// Compares the SHA-256 of a pack's file with its name.
     pub fn verify_name(vault: &Vault, name: PackName) -> Result<(), RepositoryError> {
-        check_name(name, vault.store.open(&vault.pack_key(name))?.as_mut())
+        check_name(name, vault.store.fetch(&vault.pack_key(name))?.as_mut())
     }
 
     fn decode(

@@ -70,6 +70,25 @@ impl ArchiveReader {
         self.left
     }
 
+    /// Moves over bytes unread, to the end at most.
+    pub(super) fn skip(&mut self, mut bytes: u64) {
+        while bytes > 0 {
+            let Some(range) = self.current.take().or_else(|| self.ranges.next()) else {
+                return;
+            };
+            let taken = range.length.min(bytes);
+            if taken < range.length {
+                self.current = Some(Range {
+                    offset: range.offset + taken,
+                    length: range.length - taken,
+                    ..range
+                });
+            }
+            bytes -= taken;
+            self.left -= taken;
+        }
+    }
+
     /// Reads ahead on a blocking thread through a bounded channel.
     pub fn into_async(mut self) -> impl AsyncRead + Unpin + Send + 'static {
         let (pieces, receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(READ_AHEAD_PIECES);
@@ -128,12 +147,22 @@ pub(super) fn resolve(
     vault: &Arc<Vault>,
     file: Vec<u8>,
 ) -> Result<RangeList<PackName>, RepositoryError> {
+    resolve_visiting(vault, file, &mut |_| Ok(()))
+}
+
+/// Follows a ranges file down to depth 0 and shows the list of each depth.
+pub(super) fn resolve_visiting(
+    vault: &Arc<Vault>,
+    file: Vec<u8>,
+    visit: &mut dyn FnMut(&RangeList<PackName>) -> Result<(), RepositoryError>,
+) -> Result<RangeList<PackName>, RepositoryError> {
     let text = |bytes| {
         String::from_utf8(bytes).map_err(|_| {
             RepositoryError::Invalid("a ranges file is not text: it is damaged".to_owned())
         })
     };
     let (mut list, mut depth) = ranges::decode(&text(file)?)?;
+    visit(&list)?;
     while depth > 0 {
         if list.length() > RANGES_TEXT_LIMIT_BYTES {
             return Err(RepositoryError::Invalid(format!(
@@ -152,6 +181,7 @@ pub(super) fn resolve(
             ));
         }
         (list, depth) = (inner, inner_depth);
+        visit(&list)?;
     }
     Ok(list)
 }

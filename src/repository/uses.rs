@@ -21,9 +21,21 @@ const HEADING: &str = "# lifeboat packs 1";
 pub struct Uses(BTreeMap<PackName, u64>);
 
 impl Uses {
+    /// Adds the bytes that a list names, each once.
     pub fn add(&mut self, ranges: &RangeList<PackName>) {
-        for range in ranges.as_slice() {
-            *self.0.entry(range.pack).or_default() += range.length;
+        let mut parts: Vec<(PackName, u64, u64)> = ranges
+            .as_slice()
+            .iter()
+            .map(|range| (range.pack, range.offset, range.offset + range.length))
+            .collect();
+        parts.sort_unstable();
+        let (mut pack, mut reach) = (None, 0);
+        for (name, begin, end) in parts {
+            if pack != Some(name) {
+                (pack, reach) = (Some(name), 0);
+            }
+            *self.0.entry(name).or_default() += end.saturating_sub(begin.max(reach));
+            reach = reach.max(end);
         }
     }
 
@@ -74,7 +86,7 @@ mod tests {
     #[test]
     fn decode_reverses_encode_and_counts_add_up() {
         let mut list = RangeList::default();
-        for (pack, offset, length) in [(1, 0, 10), (2, 5, 6), (1, 20, 5)] {
+        for (pack, offset, length) in [(1, 0, 10), (2, 5, 6), (1, 20, 5), (1, 2, 8), (1, 24, 1)] {
             list.push(Range {
                 pack: PackName([pack; 32]),
                 offset,

@@ -1,21 +1,38 @@
-//! Finds damage: missing and changed files, references that lead nowhere, archives that do not read.
+//! Finds damage: missing and changed files, wrong seals, references that lead nowhere, archives that do not
+//! read; and says what it costs, down to the files inside the archives.
+//!
+//! A pack that is gone or damaged is no damage where its pieces were copied elsewhere ([`super::moves`]).
+//! A host with public keys only checks what it can (presence, names, seals of what is kept readable for
+//! everybody) and says what it could not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod cost;
+mod files;
+mod reading;
+mod shared;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
 
 use serde::Serialize;
 
 use super::frame::Decoder;
+use super::lease;
 use super::manifest::{ArchiveRecord, Manifest};
+use super::moves::{self, MoveList};
 use super::pack::PackReader;
-use super::{PackName, Repository, RepositoryError, reader, sha256_hex};
+use super::{PackName, Repository, RepositoryError, index, packs_key, reader, sha256_hex};
+
+pub use reading::ReadLog;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Depth {
-    /// Names, sizes and references; no data is read.
+    /// Names, sizes, references and seals; no data is read.
     Structure,
+    /// That, and every byte of a share of the packs: those that were not read for longest, and among equals
+    /// the ones that `seed` picks.
+    Sample { percent: u8, seed: u64 },
     /// Every byte: packs against their names, every frame, every archive's stream.
     Full,
 }
@@ -49,6 +66,13 @@ pub struct VerifyReport {
     pub archives: u64,
     pub packs: u64,
     pub pack_bytes: u64,
+    /// Packs of which every byte was read.
+    pub read_packs: u64,
+    pub read_bytes: u64,
+    /// Packs that are gone or damaged, and of which everything that is needed lies elsewhere.
+    pub replaced_packs: u64,
+    /// What could not be looked at, as sentences.
+    pub unchecked: Vec<String>,
     pub damage: Vec<Damage>,
 }
 
@@ -61,20 +85,42 @@ pub struct Damage {
     pub backups: BTreeSet<String>,
     /// Their archives.
     pub archives: BTreeSet<String>,
+    /// The first of the files inside them, as `archive: name`.
+    pub files: Vec<String>,
+    /// How many files there are beyond those.
+    pub more_files: u64,
 }
 
 impl VerifyReport {
     pub fn is_good(&self) -> bool {
         self.damage.is_empty()
     }
-}
 
-/// Where a pack is needed.
-#[derive(Default)]
-struct Need {
-    /// The last byte that any archive refers to.
-    reach: u64,
-    users: BTreeSet<(String, String)>,
+    fn new(depth: Depth) -> Self {
+        Self {
+            depth,
+            backups: 0,
+            archives: 0,
+            packs: 0,
+            pack_bytes: 0,
+            read_packs: 0,
+            read_bytes: 0,
+            replaced_packs: 0,
+            unchecked: Vec::new(),
+            damage: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, fault: String, users: impl IntoIterator<Item = (String, String)>) {
+        let (backups, archives): (BTreeSet<_>, BTreeSet<_>) = users.into_iter().unzip();
+        self.damage.push(Damage {
+            fault,
+            backups,
+            archives: archives.into_iter().filter(|a| !a.is_empty()).collect(),
+            files: Vec::new(),
+            more_files: 0,
+        });
+    }
 }
 
 /// Verifies what `scope` names; `progress` is told of each pack.
@@ -82,79 +128,412 @@ pub fn verify(
     repository: &Repository,
     scope: &Scope,
     depth: Depth,
+    progress: impl FnMut(u64, u64),
+) -> Result<VerifyReport, RepositoryError> {
+    verify_noting(repository, scope, depth, &mut ReadLog::default(), progress)
+}
+
+/// The same, and notes in `log` which packs were read; a sample begins with those that were not for longest.
+pub fn verify_noting(
+    repository: &Repository,
+    scope: &Scope,
+    depth: Depth,
+    log: &mut ReadLog,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<VerifyReport, RepositoryError> {
+    let mut look = Look::new(repository, scope, depth)?;
     let ids = match scope {
         Scope::Everything => repository.backups()?,
         Scope::Backup(id) | Scope::Archives { backup: id, .. } => vec![id.clone()],
     };
-    let mut report = VerifyReport {
-        depth,
-        backups: 0,
-        archives: 0,
-        packs: 0,
-        pack_bytes: 0,
-        damage: Vec::new(),
-    };
-    let mut needs: HashMap<PackName, Need> = HashMap::new();
-    let mut manifests = Vec::new();
     for id in ids {
-        report.backups += 1;
-        match repository.manifest(&id) {
-            Ok(manifest) => {
-                check_parent(repository, &manifest, &mut report);
-                for record in manifest.archives.iter().filter(|a| scope.holds(&a.name)) {
-                    report.archives += 1;
-                    if let Err(err) = collect(repository, &manifest, record, &mut needs) {
-                        report
-                            .damage
-                            .push(damage(err.to_string(), [(id.clone(), record.name.clone())]));
-                    }
-                }
-                manifests.push(manifest);
-            }
-            Err(err) if matches!(err, RepositoryError::Io { .. }) => return Err(err),
-            Err(err) => report
-                .damage
-                .push(damage(err.to_string(), [(id, String::new())])),
-        }
+        look.backup(id)?;
     }
-    let total = needs.len() as u64;
-    let mut decoder = Decoder::new().map_err(|e| RepositoryError::io("set up zstd", e))?;
-    let ordered: BTreeMap<_, _> = needs.into_iter().collect();
-    for (name, need) in ordered {
-        report.packs += 1;
-        progress(report.packs, total);
-        match check_pack(repository, name, &need, depth, &mut decoder) {
-            Ok(stored_bytes) => report.pack_bytes += stored_bytes,
-            Err(err) => {
-                // A missing one is known to be; one whose bytes are wrong must be told.
-                if let (Depth::Full, RepositoryError::Damaged { pack, why }) = (depth, &err)
-                    && let Err(unmarked) = repository.mark_damaged(*pack, why)
-                {
-                    tracing::warn!("{unmarked}: the next backup may refer to the damaged pack");
-                }
-                report.damage.push(damage(err.to_string(), need.users));
-            }
-        }
+    if *scope == Scope::Everything {
+        look.shared_files()?;
     }
-    if depth == Depth::Full {
-        for manifest in &manifests {
-            check_streams(repository, manifest, scope, &mut report);
-        }
+    look.packs(log, &mut progress)?;
+    look.what_bad_packs_cost()?;
+    if depth == Depth::Full && repository.vault().mode.can_read() {
+        look.streams()?;
     }
-    Ok(report)
+    Ok(look.report)
 }
 
-fn damage(fault: String, users: impl IntoIterator<Item = (String, String)>) -> Damage {
-    let (backups, archives): (BTreeSet<_>, BTreeSet<_>) = users.into_iter().unzip();
-    Damage {
-        fault,
-        backups,
-        archives: archives
-            .into_iter()
-            .filter(|name| !name.is_empty())
-            .collect(),
+/// A verification under way.
+struct Look<'a> {
+    repository: &'a Repository,
+    scope: &'a Scope,
+    depth: Depth,
+    report: VerifyReport,
+    /// Sizes of the packs that are there.
+    there: HashMap<PackName, u64>,
+    /// Packs that were found damaged before.
+    marked: HashSet<PackName>,
+    moves: MoveList,
+    /// What must be there, and the last byte of it that is referred to.
+    needed: BTreeMap<PackName, u64>,
+    manifests: Vec<Manifest>,
+    /// Where nothing can be decrypted: which packs each backup needs.
+    listed: Vec<(String, Vec<PackName>)>,
+    bad: BTreeMap<PackName, RepositoryError>,
+}
+
+impl<'a> Look<'a> {
+    fn new(
+        repository: &'a Repository,
+        scope: &'a Scope,
+        depth: Depth,
+    ) -> Result<Self, RepositoryError> {
+        let vault = repository.vault();
+        let suffix = vault.key(".zst");
+        let entries = vault.store.list("packs")?;
+        let there = entries.iter().filter_map(|entry| {
+            let name = entry.key.rsplit('/').next()?.strip_suffix(&suffix)?;
+            Some((name.parse().ok()?, entry.size))
+        });
+        let mut report = VerifyReport::new(depth);
+        if !vault.mode.can_read() {
+            report.unchecked.push(
+                "this host holds only public keys: manifests, ranges, the index and what is inside packs were not read"
+                    .to_owned(),
+            );
+        }
+        Ok(Self {
+            repository,
+            scope,
+            depth,
+            report,
+            there: there.collect(),
+            marked: lease::names(vault, "damaged", "")?,
+            moves: vault.moves()?,
+            needed: BTreeMap::new(),
+            manifests: Vec::new(),
+            listed: Vec::new(),
+            bad: BTreeMap::new(),
+        })
+    }
+
+    /// Checks one backup's own files, and notes which packs it needs.
+    fn backup(&mut self, id: String) -> Result<(), RepositoryError> {
+        self.report.backups += 1;
+        let can_read = self.repository.vault().mode.can_read();
+        let manifest = if can_read {
+            match self.repository.manifest(&id) {
+                Ok(manifest) => Some(manifest),
+                Err(RepositoryError::Missing(_)) if !self.repository.backups()?.contains(&id) => {
+                    // Dropped while we looked.
+                    return Ok(());
+                }
+                Err(err) => {
+                    let fault = believable(err)?;
+                    self.report
+                        .add(fault.to_string(), [(id.clone(), String::new())]);
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let mut listed = self.list_of_packs(&id)?;
+        if let Some(manifest) = manifest {
+            check_parent(self.repository, &manifest, &mut self.report);
+            self.ranges(&manifest, listed.as_ref())?;
+            self.manifests.push(manifest);
+        }
+        if matches!(self.scope, Scope::Archives { .. }) {
+            listed = None;
+        }
+        let listed = listed.unwrap_or_default();
+        for pack in &listed {
+            self.needed.entry(*pack).or_default();
+        }
+        if !can_read {
+            self.listed.push((id, listed.into_iter().collect()));
+        }
+        Ok(())
+    }
+
+    /// The packs that `backups/<id>/packs` names; `None` when it cannot be believed.
+    fn list_of_packs(&mut self, id: &str) -> Result<Option<HashSet<PackName>>, RepositoryError> {
+        match self.repository.uses(id) {
+            Ok(uses) => Ok(Some(uses.packs().map(|(pack, _)| pack).collect())),
+            Err(err) => {
+                let fault = format!(
+                    "{} cannot be used: {}; `prune` deletes nothing until backup {id} is dropped or copied back",
+                    packs_key(id),
+                    believable(err)?
+                );
+                self.report.add(fault, [(id.to_owned(), String::new())]);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Notes which packs a backup's archives need, and how much of each.
+    fn ranges(
+        &mut self,
+        manifest: &Manifest,
+        listed: Option<&HashSet<PackName>>,
+    ) -> Result<(), RepositoryError> {
+        let scope = self.scope;
+        for record in manifest.archives.iter().filter(|a| scope.holds(&a.name)) {
+            self.report.archives += 1;
+            let user = || [(manifest.id.clone(), record.name.clone())];
+            let ranges = match self.repository.archive_ranges(manifest, record) {
+                Ok(ranges) => ranges,
+                Err(err) => {
+                    let fault = believable(err)?.to_string();
+                    self.report.add(fault, user());
+                    continue;
+                }
+            };
+            if ranges.length() != record.raw_bytes {
+                let fault = format!(
+                    "the ranges of archive {} of {} cover {} bytes, its manifest says {}",
+                    record.name,
+                    manifest.id,
+                    ranges.length(),
+                    record.raw_bytes
+                );
+                self.report.add(fault, user());
+            }
+            let mut unlisted = None;
+            for range in ranges.as_slice() {
+                let reach = self.needed.entry(range.pack).or_default();
+                *reach = (*reach).max(range.offset + range.length);
+                if listed.is_some_and(|listed| !listed.contains(&range.pack)) {
+                    unlisted = Some(range.pack);
+                }
+            }
+            if let Some(pack) = unlisted {
+                let fault = format!(
+                    "{} does not name pack {pack}, which archive {} refers to: a prune may delete it",
+                    packs_key(&manifest.id),
+                    record.name
+                );
+                self.report.add(fault, user());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the seals of what belongs to no backup: the index and the lists of moves.
+    fn shared_files(&mut self) -> Result<(), RepositoryError> {
+        for fault in shared::faults(self.repository)? {
+            self.report.add(fault, []);
+        }
+        let vault = self.repository.vault();
+        let entries = vault.store.list("moved")?;
+        for run in moves::runs(&entries) {
+            if let Err(err) = vault.move_record(run) {
+                let fault = format!("moved/{run}/packs cannot be used: {}", believable(err)?);
+                self.report.add(fault, []);
+            }
+        }
+        if !vault.mode.can_read() {
+            return Ok(());
+        }
+        let moved: Vec<PackName> = self.moves.packs().copied().collect();
+        for pack in moved {
+            if let Err(err) = self.moves.find(vault, pack) {
+                let fault = format!(
+                    "where the pieces of pack {pack} went cannot be read: {}",
+                    believable(err)?
+                );
+                self.report.add(fault, []);
+            }
+        }
+        for part in index::parts(vault)? {
+            match index::read(vault, &part, |_, _| Ok(())) {
+                // Pruned while we looked.
+                Ok(()) | Err(RepositoryError::Missing(_)) => {}
+                Err(err) => {
+                    let fault = format!(
+                        "a part of the index is damaged, `repair index` makes it anew: {}",
+                        believable(err)?
+                    );
+                    self.report.add(fault, []);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks every pack that is needed; what is bad is looked for where it moved.
+    fn packs(
+        &mut self,
+        log: &mut ReadLog,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), RepositoryError> {
+        let everything = *self.scope == Scope::Everything;
+        if everything && self.depth != Depth::Structure {
+            // A later backup may come to need the others.
+            for pack in self.there.keys() {
+                self.needed.entry(*pack).or_default();
+            }
+        }
+        let deep = self.to_read(log);
+        let mut decoder = Decoder::new().map_err(|e| RepositoryError::io("set up zstd", e))?;
+        let mut open: Vec<(PackName, u64)> = self.needed.iter().map(|(p, r)| (*p, *r)).collect();
+        let (mut done, mut total) = (0, open.len() as u64);
+        open.reverse();
+        while let Some((pack, reach)) = open.pop() {
+            done += 1;
+            progress(done, total);
+            let is_read = deep.contains(&pack);
+            match self.check_pack(pack, reach, is_read, &mut decoder) {
+                Ok(stored_bytes) => {
+                    self.report.packs += 1;
+                    self.report.pack_bytes += stored_bytes;
+                    if is_read {
+                        self.report.read_packs += 1;
+                        self.report.read_bytes += stored_bytes;
+                        log.note(pack);
+                    }
+                }
+                Err(err) => {
+                    let fault = believable(err)?;
+                    self.mark(pack, is_read, &fault);
+                    self.bad.insert(pack, fault);
+                    for (place, reach) in self.places(pack) {
+                        let known = self.needed.entry(place).or_default();
+                        if *known < reach {
+                            *known = reach;
+                            total += 1;
+                            open.push((place, reach));
+                        }
+                    }
+                }
+            }
+        }
+        log.keep(|pack| self.there.contains_key(pack));
+        Ok(())
+    }
+
+    /// The packs to read whole.
+    fn to_read(&self, log: &ReadLog) -> HashSet<PackName> {
+        let all = self.needed.keys().copied();
+        match self.depth {
+            Depth::Structure => HashSet::new(),
+            Depth::Full => all.chain(self.there.keys().copied()).collect(),
+            Depth::Sample { percent, seed } => {
+                let sized = all.filter_map(|pack| Some((pack, *self.there.get(&pack)?)));
+                log.choose(sized.collect(), percent, seed)
+            }
+        }
+    }
+
+    /// Where the pieces of a bad pack went, and how far into each place they reach.
+    fn places(&self, pack: PackName) -> Vec<(PackName, u64)> {
+        let vault = self.repository.vault();
+        if !vault.mode.can_read() {
+            return Vec::new();
+        }
+        let mut places: BTreeMap<PackName, u64> = BTreeMap::new();
+        // One that cannot be read is reported with the other shared files.
+        if let Ok(Some(moved)) = self.moves.find(vault, pack) {
+            for piece in moved.pieces() {
+                let reach = places.entry(piece.place.pack).or_default();
+                *reach = (*reach).max(piece.place.offset + piece.place.length);
+            }
+        }
+        places.into_iter().collect()
+    }
+
+    fn check_pack(
+        &self,
+        pack: PackName,
+        reach: u64,
+        is_read: bool,
+        decoder: &mut Decoder,
+    ) -> Result<u64, RepositoryError> {
+        let vault = self.repository.vault();
+        let damaged = |why: String| RepositoryError::Damaged { pack, why };
+        let size = self.there.get(&pack).copied();
+        let size = size.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        if !is_read && self.marked.contains(&pack) {
+            return Err(damaged("it was found damaged when it was read".to_owned()));
+        }
+        let gone = |err| match err {
+            RepositoryError::Missing(_) => damaged("it is missing".to_owned()),
+            other => other,
+        };
+        if !vault.mode.can_read() {
+            if is_read {
+                PackReader::verify_name(vault, pack).map_err(gone)?;
+            }
+            return Ok(size);
+        }
+        let mut reader = PackReader::open(vault, pack, is_read).map_err(gone)?;
+        if reader.raw_bytes() < reach {
+            return Err(damaged(format!("it ends before byte {reach}")));
+        }
+        if is_read {
+            reader.decode_all(decoder)?;
+            reader.table()?;
+        }
+        Ok(reader.stored_bytes())
+    }
+
+    /// A pack whose bytes are wrong must be told of: nothing new may refer to it. A missing one is known.
+    fn mark(&self, pack: PackName, is_read: bool, fault: &RepositoryError) {
+        if let (true, RepositoryError::Damaged { why, .. }) = (is_read, fault)
+            && self.there.contains_key(&pack)
+            && let Err(unmarked) = self.repository.mark_damaged(pack, why)
+        {
+            tracing::warn!("{unmarked}: the next backup may refer to the damaged pack");
+        }
+    }
+
+    /// Reads the streams whose digest is known.
+    fn streams(&mut self) -> Result<(), RepositoryError> {
+        let known: HashSet<(String, String)> = self
+            .report
+            .damage
+            .iter()
+            .flat_map(|d| {
+                d.backups
+                    .iter()
+                    .flat_map(|b| d.archives.iter().map(|a| (b.clone(), a.clone())))
+            })
+            .collect();
+        for manifest in &self.manifests {
+            for record in manifest
+                .archives
+                .iter()
+                .filter(|a| self.scope.holds(&a.name))
+            {
+                let user = (manifest.id.clone(), record.name.clone());
+                let Some(expected) = &record.stream_blake3 else {
+                    continue;
+                };
+                if known.contains(&user) {
+                    continue;
+                }
+                let fault = match stream_digest(self.repository, manifest, record) {
+                    Ok(found) if found == *expected => continue,
+                    Ok(found) => format!(
+                        "archive {} of {} reads as {found}, not as the {expected} it was written",
+                        record.name, manifest.id
+                    ),
+                    Err(err) => format!(
+                        "archive {} of {} cannot be read: {err}",
+                        record.name, manifest.id
+                    ),
+                };
+                self.report.add(fault, [user]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A fault of the repository's content; that the store cannot be reached says nothing about it.
+fn believable(err: RepositoryError) -> Result<RepositoryError, RepositoryError> {
+    match err {
+        err @ (RepositoryError::Remote { .. } | RepositoryError::NoIdentity) => Err(err),
+        other => Ok(other),
     }
 }
 
@@ -167,101 +546,33 @@ fn check_parent(repository: &Repository, manifest: &Manifest, report: &mut Verif
     if let Ok(bytes) = repository.stored_manifest(&parent.id)
         && sha256_hex(&bytes) != parent.manifest_sha256
     {
-        report.damage.push(damage(
+        report.add(
             format!(
                 "the manifest of {} is not the one that {} was made after: it was changed",
                 parent.id, manifest.id
             ),
             [(parent.id.clone(), String::new())],
-        ));
+        );
     }
 }
 
-/// Notes which packs an archive needs, and how much of each.
-fn collect(
+fn stream_digest(
     repository: &Repository,
     manifest: &Manifest,
     record: &ArchiveRecord,
-    needs: &mut HashMap<PackName, Need>,
-) -> Result<(), RepositoryError> {
-    for range in repository.archive_ranges(manifest, record)?.as_slice() {
-        let need = needs.entry(range.pack).or_default();
-        need.reach = need.reach.max(range.offset + range.length);
-        need.users
-            .insert((manifest.id.clone(), record.name.clone()));
-    }
-    Ok(())
-}
-
-fn check_pack(
-    repository: &Repository,
-    name: PackName,
-    need: &Need,
-    depth: Depth,
-    decoder: &mut Decoder,
-) -> Result<u64, RepositoryError> {
-    let mut pack = match PackReader::open(repository.vault(), name, depth == Depth::Full) {
-        Err(RepositoryError::Missing(_)) => {
-            return Err(RepositoryError::Damaged {
-                pack: name,
-                why: "it is missing".to_owned(),
-            });
-        }
-        other => other?,
-    };
-    if pack.raw_bytes() < need.reach {
-        return Err(RepositoryError::Damaged {
-            pack: name,
-            why: format!("it ends before byte {}", need.reach),
-        });
-    }
-    if depth == Depth::Full {
-        pack.decode_all(decoder)?;
-        pack.table()?;
-    }
-    Ok(pack.stored_bytes())
-}
-
-/// Reads the streams whose digest is known.
-fn check_streams(
-    repository: &Repository,
-    manifest: &Manifest,
-    scope: &Scope,
-    report: &mut VerifyReport,
-) {
-    for record in manifest.archives.iter().filter(|a| scope.holds(&a.name)) {
-        let Some(expected) = &record.stream_blake3 else {
-            continue;
-        };
-        let read = || -> Result<String, RepositoryError> {
-            let mut stream = repository.archive(manifest, record)?;
-            let mut hash = blake3::Hasher::new();
-            let mut buffer = vec![0; reader::PIECE_BYTES];
-            loop {
-                let count = stream
-                    .read(&mut buffer)
-                    .map_err(|e| RepositoryError::io("read the archive", e))?;
-                match buffer.get(..count) {
-                    Some([]) | None => return Ok(hash.finalize().to_string()),
-                    Some(piece) => {
-                        hash.update(piece);
-                    }
-                }
+) -> Result<String, RepositoryError> {
+    let mut stream = repository.archive(manifest, record)?;
+    let mut hash = blake3::Hasher::new();
+    let mut buffer = vec![0; reader::PIECE_BYTES];
+    loop {
+        let count = stream
+            .read(&mut buffer)
+            .map_err(|e| RepositoryError::io("read the archive", e))?;
+        match buffer.get(..count) {
+            Some([]) | None => return Ok(hash.finalize().to_string()),
+            Some(piece) => {
+                hash.update(piece);
             }
-        };
-        let fault = match read() {
-            Ok(found) if found == *expected => continue,
-            Ok(found) => format!(
-                "archive {} of {} reads as {found}, not as the {expected} it was written",
-                record.name, manifest.id
-            ),
-            Err(err) => format!(
-                "archive {} of {} cannot be read: {err}",
-                record.name, manifest.id
-            ),
-        };
-        report
-            .damage
-            .push(damage(fault, [(manifest.id.clone(), record.name.clone())]));
+        }
     }
 }

@@ -141,8 +141,8 @@ impl World {
         let mut live = 0;
         for run in bits(backups) {
             if let Commit::Backup(places) = self.commits[usize::from(run)] {
-                let named: Vec<u8> = places.into_iter().filter(|pack| *pack != NONE).collect();
-                for pack in moves.reach(&run, &named, &BTreeSet::new()) {
+                let named = places.into_iter().filter(|pack| *pack != NONE);
+                for pack in moves.reach(&run, named, &BTreeSet::new()) {
                     live |= 1 << pack;
                 }
             }

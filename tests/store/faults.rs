@@ -140,6 +140,7 @@ fn a_body_that_ends_early_is_not_taken_for_the_whole() {
         _ => Action::Pass,
     }));
     let short = Patience {
+        first_contact: Duration::from_millis(300),
         deadline: Duration::from_millis(300),
         ..patient()
     };

@@ -233,8 +233,17 @@ async fn forward(upstream: SocketAddr, request: &[u8], head_end: usize) -> io::R
     server.write_all(&request[..head_end]).await?;
     // No part of the signature: only some headers are.
     server.write_all(b"\r\nConnection: close").await?;
-    server.write_all(&request[head_end..]).await?;
+    let (mut reading, mut writing) = server.split();
     let mut answer = Vec::new();
-    server.read_to_end(&mut answer).await?;
-    Ok(answer)
+    // A server that refuses answers before it has the body, and then resets the connection.
+    let (sent, read) = tokio::join!(
+        writing.write_all(&request[head_end..]),
+        reading.read_to_end(&mut answer)
+    );
+    if answer.windows(4).any(|w| w == b"\r\n\r\n") {
+        return Ok(answer);
+    }
+    sent?;
+    read?;
+    Err(io::ErrorKind::UnexpectedEof.into())
 }

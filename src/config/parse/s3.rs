@@ -7,53 +7,53 @@ use serde::Deserialize;
 use super::Mistakes;
 use crate::config::{S3Config, S3Credentials, Secret};
 
-/// As text, one field a variable; envy fills it.
+/// As text, one field a variable without its `AWS_`; envy fills it.
 #[derive(Debug, Deserialize)]
 pub(super) struct Raw {
-    aws_access_key_id: Option<String>,
-    aws_secret_access_key: Option<Secret>,
-    aws_session_token: Option<Secret>,
-    aws_region: Option<String>,
-    aws_endpoint_url: Option<String>,
-    aws_endpoint_url_s3: Option<String>,
-    aws_s3_force_path_style: Option<String>,
-    aws_ca_bundle: Option<PathBuf>,
-    aws_shared_credentials_file: Option<PathBuf>,
-    aws_profile: Option<String>,
-    aws_web_identity_token_file: Option<PathBuf>,
-    aws_role_arn: Option<String>,
-    aws_role_session_name: Option<String>,
-    aws_endpoint_url_sts: Option<String>,
-    aws_container_credentials_relative_uri: Option<String>,
-    aws_container_credentials_full_uri: Option<String>,
-    aws_container_authorization_token_file: Option<PathBuf>,
+    access_key_id: Option<String>,
+    secret_access_key: Option<Secret>,
+    session_token: Option<Secret>,
+    region: Option<String>,
+    endpoint_url: Option<String>,
+    endpoint_url_s3: Option<String>,
+    s3_force_path_style: Option<String>,
+    ca_bundle: Option<PathBuf>,
+    shared_credentials_file: Option<PathBuf>,
+    profile: Option<String>,
+    web_identity_token_file: Option<PathBuf>,
+    role_arn: Option<String>,
+    role_session_name: Option<String>,
+    endpoint_url_sts: Option<String>,
+    container_credentials_relative_uri: Option<String>,
+    container_credentials_full_uri: Option<String>,
+    container_authorization_token_file: Option<PathBuf>,
 }
 
 pub(super) fn parse(mut raw: Raw, mistakes: &mut Mistakes) -> S3Config {
-    let general = mistakes.url("AWS_ENDPOINT_URL", raw.aws_endpoint_url.take());
+    let general = mistakes.url("AWS_ENDPOINT_URL", raw.endpoint_url.take());
     let endpoint = mistakes
-        .url("AWS_ENDPOINT_URL_S3", raw.aws_endpoint_url_s3.take())
+        .url("AWS_ENDPOINT_URL_S3", raw.endpoint_url_s3.take())
         .or(general);
     S3Config {
-        path_style: match raw.aws_s3_force_path_style.take() {
+        path_style: match raw.s3_force_path_style.take() {
             None => endpoint.is_some(),
             given => mistakes.yes_no("AWS_S3_FORCE_PATH_STYLE", given),
         },
         endpoint,
-        region: raw.aws_region.take(),
-        ca_bundle: raw.aws_ca_bundle.take(),
+        region: raw.region.take(),
+        ca_bundle: raw.ca_bundle.take(),
         credentials: credentials(raw, mistakes),
     }
 }
 
 /// The order is that of AWS's tools: keys, file, token, container, machine.
 fn credentials(raw: Raw, mistakes: &mut Mistakes) -> S3Credentials {
-    match (raw.aws_access_key_id, raw.aws_secret_access_key) {
+    match (raw.access_key_id, raw.secret_access_key) {
         (Some(id), Some(secret)) => {
             return S3Credentials::Keys {
                 id,
                 secret,
-                session_token: raw.aws_session_token,
+                session_token: raw.session_token,
             };
         }
         (Some(_), None) => mistakes.0.push(
@@ -66,25 +66,25 @@ fn credentials(raw: Raw, mistakes: &mut Mistakes) -> S3Credentials {
         ),
         (None, None) => {}
     }
-    if let Some(path) = raw.aws_shared_credentials_file {
+    if let Some(path) = raw.shared_credentials_file {
         return S3Credentials::File {
             path,
-            profile: raw.aws_profile.unwrap_or_else(|| "default".to_owned()),
+            profile: raw.profile.unwrap_or_else(|| "default".to_owned()),
         };
     }
-    if raw.aws_profile.is_some() {
+    if raw.profile.is_some() {
         mistakes.0.push(
             "AWS_PROFILE is set and AWS_SHARED_CREDENTIALS_FILE is not: name the file that holds the profile"
                 .to_owned(),
         );
     }
-    let sts_endpoint = mistakes.url("AWS_ENDPOINT_URL_STS", raw.aws_endpoint_url_sts);
-    match (raw.aws_web_identity_token_file, raw.aws_role_arn) {
+    let sts_endpoint = mistakes.url("AWS_ENDPOINT_URL_STS", raw.endpoint_url_sts);
+    match (raw.web_identity_token_file, raw.role_arn) {
         (Some(token_file), Some(role_arn)) => {
             return S3Credentials::WebIdentity {
                 token_file,
                 role_arn,
-                session_name: raw.aws_role_session_name,
+                session_name: raw.role_session_name,
                 sts_endpoint,
             };
         }
@@ -94,12 +94,12 @@ fn credentials(raw: Raw, mistakes: &mut Mistakes) -> S3Credentials {
         ),
         _ => {}
     }
-    if let Some(relative_uri) = raw.aws_container_credentials_relative_uri {
+    if let Some(relative_uri) = raw.container_credentials_relative_uri {
         return S3Credentials::Task { relative_uri };
     }
     match (
-        raw.aws_container_credentials_full_uri,
-        raw.aws_container_authorization_token_file,
+        raw.container_credentials_full_uri,
+        raw.container_authorization_token_file,
     ) {
         (Some(full_uri), Some(token_file)) => S3Credentials::Pod {
             full_uri,

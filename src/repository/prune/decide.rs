@@ -42,15 +42,15 @@ pub struct Move<P, R> {
 }
 
 /// All moves, by the pack that was moved.
-pub struct Moves<'a, P, R>(HashMap<&'a P, Vec<(&'a BTreeSet<P>, &'a BTreeSet<R>)>>);
+pub struct Moves<'a, P, R>(HashMap<P, Vec<(&'a BTreeSet<P>, &'a BTreeSet<R>)>>);
 
-impl<'a, P: Ord + Hash, R: Ord> Moves<'a, P, R> {
+impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
     pub fn new(moves: impl IntoIterator<Item = &'a Move<P, R>>) -> Self {
         let mut by_pack: HashMap<_, Vec<_>> = HashMap::new();
         for one in moves {
             for (pack, places) in &one.packs {
                 by_pack
-                    .entry(pack)
+                    .entry(*pack)
                     .or_default()
                     .push((places, &one.backups));
             }
@@ -58,35 +58,40 @@ impl<'a, P: Ord + Hash, R: Ord> Moves<'a, P, R> {
         Self(by_pack)
     }
 
-    /// Every pack that a backup's archives are read from, beginning with those its ranges name.
+    /// Whether any run moved the pack.
+    pub fn holds(&self, pack: &P) -> bool {
+        self.0.contains_key(pack)
+    }
+
+    /// Every pack that a backup is read from, of those that its ranges name or that these lead to.
     ///
     /// A pack that moved is not needed itself by a backup that the move looked at. A damaged one is kept, and
     /// what was saved of it too.
     pub fn reach<Q>(
         &self,
         backup: &Q,
-        named: impl IntoIterator<Item = &'a P>,
+        named: impl IntoIterator<Item = P>,
         damaged: &BTreeSet<P>,
-    ) -> BTreeSet<&'a P>
+    ) -> BTreeSet<P>
     where
         R: Borrow<Q>,
         Q: Ord + ?Sized,
     {
         let mut seen = BTreeSet::new();
         let mut needed = BTreeSet::new();
-        let mut open: Vec<&P> = named.into_iter().collect();
+        let mut open: Vec<P> = named.into_iter().collect();
         while let Some(pack) = open.pop() {
             if !seen.insert(pack) {
                 continue;
             }
-            let is_damaged = damaged.contains(pack);
-            let moved = self.0.get(pack).map(Vec::as_slice).unwrap_or_default();
+            let is_damaged = damaged.contains(&pack);
+            let moved = self.0.get(&pack).map(Vec::as_slice).unwrap_or_default();
             let mut covered = false;
             for (places, backups) in moved {
                 let covers = backups.contains(backup);
                 covered |= covers;
                 if covers || is_damaged {
-                    open.extend(places.iter());
+                    open.extend(places.iter().copied());
                 }
             }
             if !covered || is_damaged {
@@ -157,12 +162,8 @@ mod tests {
         let moves = [one(1, &[2, 3], &["a", "b"]), one(2, &[4], &["a"])];
         let moves = Moves::new(&moves);
         let named = set(&[1, 9]);
-        let reach = |backup, damaged: &[u8]| -> BTreeSet<u8> {
-            moves
-                .reach(backup, &named, &set(damaged))
-                .into_iter()
-                .copied()
-                .collect()
+        let reach = |backup: &&str, damaged: &[u8]| -> BTreeSet<u8> {
+            moves.reach(backup, named.clone(), &set(damaged))
         };
         assert_eq!(reach(&"a", &[]), set(&[3, 4, 9]));
         assert_eq!(reach(&"b", &[]), set(&[2, 3, 9]));
@@ -173,11 +174,8 @@ mod tests {
     #[test]
     fn moves_in_a_circle_end() {
         let moves = [one(1, &[2], &["a"]), one(2, &[1], &["a"])];
-        let named = set(&[1]);
-        assert_eq!(
-            Moves::new(&moves).reach(&"a", &named, &set(&[])),
-            BTreeSet::new()
-        );
+        let reached = Moves::new(&moves).reach(&"a", [1], &set(&[]));
+        assert_eq!(reached, BTreeSet::new());
     }
 
     #[test]

@@ -165,6 +165,7 @@ impl Store for LocalStore {
     fn now(&self) -> Result<Timestamp, RepositoryError> {
         // The file system's clock, which a file server has of its own.
         let read = || -> io::Result<Timestamp> {
+            durable::create_dir_all(&self.root, 0o700)?;
             // Empty: a prune asks on a full disk, too.
             let file = AtomicFile::create(&self.root, FILE_MODE)?;
             modified(&file.file().metadata()?)

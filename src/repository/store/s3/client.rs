@@ -5,7 +5,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 
 use super::http::Connector;
 use super::profile;
-use crate::config::{S3Config, S3Credentials};
+use crate::config::{S3Config, S3Credentials, Secret};
 use crate::repository::RepositoryError;
 
 pub(super) fn client(
@@ -73,14 +73,14 @@ fn with_credentials(
         } => keys(
             id,
             secret.reveal(),
-            session_token.as_ref().map(|t| t.reveal()),
+            session_token.as_ref().map(Secret::reveal),
         ),
         S3Credentials::File { path, profile } => {
             let found = profile::read(path, profile)?;
             keys(
                 &found.id,
                 found.secret.reveal(),
-                found.session_token.as_ref().map(|t| t.reveal()),
+                found.session_token.as_ref().map(Secret::reveal),
             )
         }
         S3Credentials::WebIdentity {
@@ -118,4 +118,17 @@ fn with_credentials(
             ),
         S3Credentials::Machine => builder,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_stands_in_the_path_or_before_the_host() {
+        assert_eq!(
+            with_bucket_as_host("https://s3.example.org:9000", "backups"),
+            "https://backups.s3.example.org:9000"
+        );
+    }
 }

@@ -73,7 +73,11 @@ fn advice(place: &Place, fault: &Fault) -> Option<String> {
         ),
         (_, "InvalidAccessKeyId") => "check AWS_ACCESS_KEY_ID".to_owned(),
         (_, "SignatureDoesNotMatch") => "check AWS_SECRET_ACCESS_KEY".to_owned(),
-        (_, "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired") => {
+        (
+            _,
+            "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "InvalidTokenId"
+            | "InvalidClientTokenId" | "TokenRefreshRequired",
+        ) => {
             "get new temporary keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
                 .to_owned()
         }
@@ -89,11 +93,14 @@ fn advice(place: &Place, fault: &Fault) -> Option<String> {
             "the server does not know this request; conditional writes (If-None-Match) and multipart uploads are needed"
                 .to_owned()
         }
-        (401 | 403, _) => format!(
+        (403, "" | "AccessDenied" | "AllAccessDisabled") => format!(
             "the keys are known and lack a right: allow s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on \
              {0}/*, and s3:ListBucket on {0}",
             place.bucket
         ),
+        (401 | 403, _) => {
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN".to_owned()
+        }
         (_, _) if fault.is_transient() => "the server is out of order or busy: try again later".to_owned(),
         _ => return None,
     })

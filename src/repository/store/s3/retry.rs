@@ -111,10 +111,10 @@ impl Fault {
         }
     }
 
-    /// Whether the attempt may have done what it was to do.
-    fn may_have_worked(&self) -> bool {
+    /// Whether the last attempt may have done what it was to do.
+    pub fn may_have_worked(&self) -> bool {
         match &self.cause {
-            Cause::Answer(answer) => answer.status >= 500,
+            Cause::Answer(answer) => answer.status >= 500 && self.is_transient(),
             Cause::Broken(broken) => broken.sent,
             Cause::Slow(_) => true,
             Cause::Other(_) => false,

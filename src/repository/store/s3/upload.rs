@@ -76,7 +76,7 @@ impl Inner {
         token: &Token,
         fault: &Fault,
     ) -> Result<(), RepositoryError> {
-        if fault.doubtful && (fault.is_taken() || fault.is_missing()) {
+        if fault.doubtful || fault.may_have_worked() {
             match self.head(key).await {
                 Ok(found)
                     if found
@@ -86,8 +86,10 @@ impl Inner {
                 {
                     return Ok(());
                 }
-                Ok(_) | Err(RepositoryError::Missing(_)) => {}
-                Err(other) => return Err(other),
+                // A server that refuses a long body early may cut the line before its answer is read.
+                Ok(_) => return Err(RepositoryError::Exists(key.to_owned())),
+                Err(RepositoryError::Missing(_)) => {}
+                Err(_) => return Err(self.explain(doing, key, fault)),
             }
         }
         Err(if fault.is_taken() {

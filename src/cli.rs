@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    backup, doctor, export, key, list, prune, restore, run, show, status, verify,
+    backup, copy, doctor, export, key, list, prune, repair, restore, run, show, status, verify,
 };
 
 /// Backs up a compose stack of n8n, PostgreSQL, Ollama and Qdrant while it runs, and gets it back.
@@ -43,6 +43,10 @@ pub enum Command {
     Key(key::Args),
     /// Gives back the space of what no backup needs any more.
     Prune(prune::Args),
+    /// Heals damaged backups from what is left, and makes the index anew.
+    Repair(repair::Args),
+    /// Copies all backups to a second repository.
+    Copy(copy::Args),
     /// Checks configuration, mounts, rights, connections and space.
     Doctor(doctor::Args),
     /// Tells how the last runs went; exits with 1 when a person should look.
@@ -53,7 +57,8 @@ pub enum Command {
 
 /// Names under which the program is a command itself: links in the image.
 const MULTI_CALL: &[&str] = &[
-    "run", "backup", "list", "show", "restore", "export", "verify", "prune", "doctor", "status",
+    "run", "backup", "list", "show", "restore", "export", "verify", "prune", "repair", "copy",
+    "key", "doctor", "status",
 ];
 
 impl Cli {

@@ -1,11 +1,13 @@
 //! One file a command: its arguments, and one function that reads like the recipe.
 
 pub mod backup;
+pub mod copy;
 pub mod doctor;
 pub mod export;
 pub mod key;
 pub mod list;
 pub mod prune;
+pub mod repair;
 pub mod restore;
 pub mod run;
 pub mod show;

@@ -24,6 +24,10 @@ pub use variables::{VARIABLES, Variable, markdown_table};
 #[derive(Debug, Clone)]
 pub struct Config {
     pub repository: RepositoryPlace,
+    /// What opens a copy with keys of its own.
+    pub target_keys: Keys,
+    /// Where each backup is copied to as well.
+    pub copy_repository: Option<RepositoryPlace>,
     pub s3: S3Config,
     /// What opens the repository.
     pub keys: Keys,
@@ -211,6 +215,11 @@ impl Config {
         self.repository
             .directory()
             .into_iter()
+            .chain(
+                self.copy_repository
+                    .as_ref()
+                    .and_then(RepositoryPlace::directory),
+            )
             .chain([self.state.as_path()])
     }
 

@@ -57,6 +57,8 @@ fn main() -> ExitCode {
             Command::Verify(args) => commands::verify::run(&context, &args),
             Command::Key(args) => commands::key::run(&context, &args),
             Command::Prune(args) => commands::prune::run(&context, &args),
+            Command::Repair(args) => commands::repair::run(&context, &args).await,
+            Command::Copy(args) => commands::copy::run(&context, &args).await,
             Command::Doctor(args) => commands::doctor::run(&context, &args).await,
             Command::Status(args) => commands::status::run(&context, &args),
             Command::Variables => Ok(()),

@@ -34,6 +34,7 @@
 //! backup is listed; what was stored is only unreferenced. Nothing that is committed is ever changed: a
 //! prune deletes what no manifest names, and what it or a repair rewrites is found through `moved/`.
 
+pub mod copy;
 pub mod crypto;
 pub mod cutter;
 pub mod frame;
@@ -50,6 +51,7 @@ pub mod prune;
 pub mod ranges;
 pub mod reader;
 mod recover;
+pub mod repair;
 pub mod session;
 pub mod sink;
 pub mod store;

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lifeboat::repository::prune::prune;
 use lifeboat::repository::{Repository, RepositoryError};
 
 use schedule::{Chance, Ends, Schedule};
@@ -31,6 +32,10 @@ enum Job {
     Backup(Run),
     /// Retention drops a backup.
     Drop(String),
+    /// Packs that nothing needs go to the trash, and what lay there for two days is deleted.
+    Prune {
+        now: bool,
+    },
 }
 
 impl Job {
@@ -38,6 +43,7 @@ impl Job {
         match self {
             Self::Backup(run) => world.expect_backup(run),
             Self::Drop(id) => world.expect_drop(id),
+            Self::Prune { .. } => {}
         }
     }
 
@@ -45,13 +51,14 @@ impl Job {
         match self {
             Self::Backup(run) => world.note_commit(&run.id),
             Self::Drop(id) => world.note_drop(id),
+            Self::Prune { .. } => {}
         }
     }
 
     fn host(&self) -> &'static str {
         match self {
             Self::Backup(run) => run.host,
-            Self::Drop(_) => "a",
+            Self::Drop(_) | Self::Prune { .. } => "a",
         }
     }
 
@@ -65,6 +72,10 @@ impl Job {
         match self {
             Self::Backup(run) => run.perform(&process.store(), &keys, &state, steady),
             Self::Drop(id) => Repository::open(process.store(), &keys)?.drop_backup(id),
+            Self::Prune { now } => {
+                let repository = Repository::open(process.store(), &keys)?;
+                prune(&repository, &world.prune_options(*now)).map(drop)
+            }
         }
     }
 }
@@ -100,24 +111,27 @@ fn kill_everywhere(before: &World, job: &Job, steady: &Steady) -> usize {
                 world.backup(&Run::new(900, "a", &mut chance), steady);
                 world.backup(&Run::new(901, "b", &mut chance), steady);
                 world.check();
+                world.check_collected();
             }));
             assert!(check.is_ok(), "killed {death:?} call {number}: {last}");
-            cut.insert(kind(&last).to_owned());
+            cut.insert(kind(&last));
         }
     }
     for call in &calls {
-        assert!(cut.contains(kind(call)), "{call} was never cut");
+        assert!(cut.contains(&kind(call)), "{call} was never cut");
     }
     calls.len()
 }
 
 /// A call without what differs from run to run.
-fn kind(call: &str) -> &str {
-    let random = ["publish", "write", "replace keys/secret", "delete packs"];
-    random
-        .into_iter()
-        .find(|begin| call.starts_with(begin))
-        .unwrap_or(call)
+fn kind(call: &str) -> String {
+    let (verb, key) = call.split_once(' ').unwrap_or((call, ""));
+    let mut parts = key.split('/');
+    match parts.next().unwrap_or_default() {
+        "backups" => call.to_owned(),
+        _ if verb == "write" => verb.to_owned(),
+        first => format!("{verb} {first} {}", parts.next_back() == Some("packs")),
+    }
 }
 
 fn kill_each_actor(encrypted: bool) {
@@ -148,6 +162,55 @@ fn no_crash_at_any_call_costs_a_committed_backup_of_an_encrypted_repository() {
     kill_each_actor(true);
 }
 
+fn kill_each_prune(encrypted: bool) {
+    let steady = Steady::new();
+    let world = world_to_prune(encrypted, &steady);
+    let plan = world.prune_plan();
+    assert!(
+        plan.repacked.packs > 0 && plan.trashed.packs > 0,
+        "{plan:?}"
+    );
+    for now in [false, true] {
+        let calls = kill_everywhere(&world, &Job::Prune { now }, &steady);
+        assert!(calls > 10, "only {calls} calls of a prune were cut");
+    }
+    world.prune();
+    world.wait(49);
+    let plan = world.prune_plan();
+    assert!(plan.deleted.packs > 1, "{plan:?}");
+    let calls = kill_everywhere(&world, &Job::Prune { now: false }, &steady);
+    assert!(calls > 3, "only {calls} calls of a sweep were cut");
+}
+
+#[test]
+fn no_crash_of_a_prune_costs_a_committed_backup() {
+    kill_each_prune(false);
+}
+
+#[test]
+fn no_crash_of_a_prune_costs_a_committed_backup_of_an_encrypted_repository() {
+    kill_each_prune(true);
+}
+
+/// Some packs are dead, some mostly dead, and all of them older than a day.
+fn world_to_prune(encrypted: bool, steady: &Steady) -> World {
+    let mut world = settled_world(encrypted, steady);
+    let mut chance = Chance::new(3);
+    for number in 4..7 {
+        let run = Run::new(number, "a", &mut chance).with_most_pages_changed(number as u64);
+        world.backup(&run, steady);
+    }
+    for id in world.ids().into_iter().take(4) {
+        let job = Job::Drop(id);
+        job.expect(&mut world);
+        job.perform(&Process::new(&world.root(), None, None), &world, steady)
+            .unwrap();
+        job.note(&mut world);
+    }
+    world.wait(25);
+    world
+}
+
 /// Two hosts have backed up before.
 fn settled_world(encrypted: bool, steady: &Steady) -> World {
     let mut world = World::new(encrypted);
@@ -173,6 +236,12 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, seen: &Seen) {
         drops.remove(chance.below(drops.len()));
     }
     chains.push(drops.into_iter().map(Job::Drop).collect());
+    // One that waits for nobody is waited for, in real time: now and then.
+    let prunes = 1 + chance.below(3);
+    let job = |_| Job::Prune {
+        now: chance.one_in(100),
+    };
+    chains.push((0..prunes).map(job).collect());
     chains
         .iter()
         .flatten()
@@ -183,7 +252,7 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, seen: &Seen) {
         .into_iter()
         .enumerate()
         .map(|(at, chain)| {
-            let end = (!chance.one_in(3)).then(|| (chance.below(45), deaths[chance.below(3)]));
+            let end = (!chance.one_in(3)).then(|| (chance.below(40), deaths[chance.below(3)]));
             let turns = schedule.turns(at);
             (
                 chain,
@@ -225,6 +294,7 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, seen: &Seen) {
     world.backup(&Run::new(900, "a", &mut chance), steady);
     world.backup(&Run::new(901, "b", &mut chance), steady);
     world.check();
+    world.check_collected();
 }
 
 /// What the schedules came across, to be sure that they are worth something.
@@ -235,10 +305,17 @@ struct Seen {
     void: AtomicU64,
 }
 
-/// A run that lived longer than its lease gives up, and says so.
+/// A run that lived longer than its lease gives up, and a prune that must be alone gives way; they say so.
 fn is_void(err: &RepositoryError) -> bool {
     let text = err.to_string();
-    text.contains("took too long") || text.contains("overtaken")
+    let sentences = [
+        "the run took too long",
+        "took more than a day",
+        "deletes without waiting",
+        "took so long that it lost locks/gc",
+        "locks/gc is held",
+    ];
+    sentences.iter().any(|sentence| text.contains(sentence))
 }
 
 #[test]

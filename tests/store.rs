@@ -3,6 +3,8 @@
 
 #[path = "store/faults.rs"]
 mod faults;
+#[path = "store/program.rs"]
+mod program;
 #[path = "store/proxy.rs"]
 mod proxy;
 #[path = "store/refusals.rs"]

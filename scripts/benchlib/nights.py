@@ -13,6 +13,7 @@ NIGHTS = 100
 SCALE, FILES, VECTOR_BYTES, DIMENSIONS = 20, 2000, 64 * MB, 768
 TRANSACTIONS, CHANGED_FILES, CHANGED_VECTORS = 500, 10, 0.001
 KEPT = 7
+FIGURES = ("wall", "cpu", "read_calls_bytes")
 RESTORE_LIMIT, METADATA_LIMIT, STORED_LIMIT = 1.5, 1.5, 1.5
 
 
@@ -41,26 +42,24 @@ def nights(work, binary, options):
         after = alternate([old, fresh], data, options.rounds)
         live = stored(fresh)
     rows = [
-        ["restore after all nights", in_seconds(restores[0]), f"{restores[0] / restores[1]:.2f} × a fresh full's"],
-        ["restore after retention and prune", in_seconds(after[0]), f"{after[0] / after[1]:.2f} × a fresh full's"],
+        restore_row("restore after all nights", "restore after nights ÷ fresh", restores, targets),
+        restore_row("restore after retention and prune", "restore after prune ÷ fresh", after, targets),
     ]
-    rows[0].append(targets.at_most("restore after nights ÷ fresh", restores[0] / restores[1], RESTORE_LIMIT))
-    rows[1].append(targets.at_most("restore after prune ÷ fresh", after[0] / after[1], RESTORE_LIMIT))
     early, late = (median(n["metadata"] for n in part) for part in (told[1 : count // 4 + 2], told[-(count // 4 + 1) :]))
-    verdict = targets.at_most("metadata of a night, last quarter ÷ first", late / early, METADATA_LIMIT)
+    verdict = targets.at_most("metadata of a night, last quarter ÷ first", round(late / early, 2), METADATA_LIMIT)
     rows.append(["metadata of a night (index, ranges, manifest)", in_bytes(late), f"{late / early:.2f} × at first", verdict])
     data_bytes = median(n["packs"] for n in told[1:])
     rows.append(["new packs of a night", in_bytes(data_bytes), f"{late / data_bytes:.2f} × of it metadata", ""])
     rows.append(["an unchanged backup", in_bytes(unchanged), "", ""])
     rows.append([f"stored, all {count} nights kept", in_bytes(all_kept), f"{all_kept / live:.2f} × a fresh full", ""])
-    verdict = targets.at_most("stored after prune ÷ fresh full", pruned / live, STORED_LIMIT)
+    verdict = targets.at_most("stored after prune ÷ fresh full", round(pruned / live, 2), STORED_LIMIT)
     rows.append([f"stored, {KEPT} kept and pruned", in_bytes(pruned), f"{pruned / live:.2f} × a fresh full", verdict])
     if refused:
         targets.is_true("prune works", False)
         say(f"prune failed: {refused}")
     print(table([f"{count} nights", "", "", "target"], rows))
     print(f"\n- Medians of {options.rounds} alternating restores.\n- Machine: {machine}.")
-    return {"machine": machine, "nights": told, **targets.report()}
+    return {"machine": machine, "nights": told, "restores": [restores, after], **targets.report()}
 
 
 def night(tool, data, cluster, vectors, number, count):
@@ -89,12 +88,19 @@ def fresh_full(work, binary, cluster, old, data):
 
 
 def alternate(tools, data, rounds):
-    """Restores of each tool's newest backup in turn: the median time of each."""
-    walls = [[] for _ in tools]
+    """Restores of each tool's newest backup in turn: the medians of each."""
+    runs = [[] for _ in tools]
     for _ in range(rounds):
-        for tool, times in zip(tools, walls, strict=True):
-            times.append(tool.measure_restore(data)["wall"])
-    return [median(times) for times in walls]
+        for tool, results in zip(tools, runs, strict=True):
+            results.append(tool.measure_restore(data))
+    return [{key: median(result[key] for result in results) for key in FIGURES} for results in runs]
+
+
+def restore_row(title, target, runs, targets):
+    own, fresh = runs
+    ratio, cpu, read = (own[key] / fresh[key] for key in FIGURES)
+    verdict = targets.at_most(target, round(ratio, 2), RESTORE_LIMIT)
+    return [title, in_seconds(own["wall"]), f"{ratio:.2f} × a fresh full's (CPU {cpu:.2f} ×, bytes read {read:.2f} ×)", verdict]
 
 
 def stored(tool):

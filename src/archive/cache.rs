@@ -307,6 +307,11 @@ impl Cache {
         Ok(id)
     }
 
+    /// The number of a pack that is in the repository.
+    pub fn adopt_pack(&mut self, name: PackName) -> Result<PackRef, RepositoryError> {
+        self.number_of(name).map_err(failed)
+    }
+
     /// Names a published pack.
     pub fn name_pack(&mut self, pack: PackRef, name: PackName) -> Result<(), RepositoryError> {
         self.db

@@ -38,6 +38,9 @@ pub struct Outcome {
     pub retention: Decision,
     /// What the prune gave back; absent when it is turned off or failed.
     pub prune: Option<Report>,
+    /// Why the second repository does not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy_failed: Option<String>,
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
@@ -79,10 +82,22 @@ async fn backup_and_retain(
     let manifest = backup(context, &place, &repository).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
     let prune = housekeep(context, &repository);
+    // The backup exists: that its copy does not is said, and the next run tries again.
+    let copy_failed = match &context.config.copy_repository {
+        Some(target) => super::copy::send(context, &repository, target, false)
+            .and_then(|report| super::copy::complete(&report))
+            .err()
+            .map(|err| format!("the copy to {target} is not complete: {err}; `copy` tries again")),
+        None => None,
+    };
+    if let Some(failed) = &copy_failed {
+        tracing::error!("{failed}");
+    }
     Ok(Outcome {
         manifest,
         retention,
         prune,
+        copy_failed,
     })
 }
 

@@ -13,6 +13,31 @@ use crate::stack::journal::Journal;
 use crate::stack::lock::RunLock;
 use crate::stack::{discover, undo};
 
+/// Takes the lock of the state directory: one run at a time.
+pub async fn lock(context: &Context, command: &str) -> anyhow::Result<RunLock> {
+    let config = &context.config;
+    crate::durable::create_dir_all(&config.state, 0o700).with_context(|| {
+        format!(
+            "create the state directory {} (LIFEBOAT_STATE)",
+            config.state.display()
+        )
+    })?;
+    let lock = RunLock::acquire(&config.state, command, config.lock_timeout, |holder| {
+        if let Some(holder) = holder {
+            tracing::info!(
+                "waiting for {} (process {}, since {})",
+                holder.command,
+                holder.pid,
+                holder.since
+            );
+        }
+    });
+    tokio::select! {
+        lock = lock => Ok(lock?),
+        () = context.stop.cancelled() => anyhow::bail!("stopped while waiting for another run"),
+    }
+}
+
 /// The right to work on the stack, and the stack.
 pub struct Workplace {
     pub engine: Option<Engine>,
@@ -25,26 +50,7 @@ impl Workplace {
     /// Takes the lock, finds the stack and undoes what a run that died left behind.
     pub async fn enter(context: &Context, command: &str) -> anyhow::Result<Self> {
         let config = &context.config;
-        crate::durable::create_dir_all(&config.state, 0o700).with_context(|| {
-            format!(
-                "create the state directory {} (LIFEBOAT_STATE)",
-                config.state.display()
-            )
-        })?;
-        let lock = RunLock::acquire(&config.state, command, config.lock_timeout, |holder| {
-            if let Some(holder) = holder {
-                tracing::info!(
-                    "waiting for {} (process {}, since {})",
-                    holder.command,
-                    holder.pid,
-                    holder.since
-                );
-            }
-        });
-        let lock = tokio::select! {
-            lock = lock => lock?,
-            () = context.stop.cancelled() => anyhow::bail!("stopped while waiting for another run"),
-        };
+        let lock = lock(context, command).await?;
         let journal = Arc::new(Journal::open(&config.state).context("open the journal")?);
         // Nobody else runs now: a backup that is noted as running was killed.
         Record::note_killed(&config.state);

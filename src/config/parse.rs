@@ -27,6 +27,10 @@ struct Raw {
     backup_plaintext_secrets: Option<String>,
     backup_prune: Option<String>,
     lifeboat_state: Option<String>,
+    copy_repository: Option<String>,
+    target_age_passphrase: Option<Secret>,
+    target_age_public_keys: Option<String>,
+    target_age_identity: Option<Secret>,
     lifeboat_data: Option<String>,
     lifeboat_project_dir: Option<String>,
     lifeboat_project: Option<String>,
@@ -100,10 +104,20 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             state: Some(state.clone()),
             expected_id: raw.lifeboat_repository_id,
         },
+        target_keys: Keys {
+            passphrase: raw.target_age_passphrase,
+            public_keys: words(raw.target_age_public_keys.as_deref()),
+            identity: raw.target_age_identity,
+            state: Some(state.clone()),
+            expected_id: None,
+        },
         plaintext_secrets: mistakes
             .yes_no("BACKUP_PLAINTEXT_SECRETS", raw.backup_plaintext_secrets),
         prune: raw.backup_prune.is_none() || mistakes.yes_no("BACKUP_PRUNE", raw.backup_prune),
-        repository: mistakes.place(raw.lifeboat_repository),
+        repository: mistakes
+            .place("LIFEBOAT_REPOSITORY", raw.lifeboat_repository)
+            .unwrap_or_else(|| RepositoryPlace::Directory(PathBuf::from("/backup"))),
+        copy_repository: mistakes.place("COPY_REPOSITORY", raw.copy_repository),
         s3,
         state,
         data: path(raw.lifeboat_data, "/data"),
@@ -389,13 +403,15 @@ impl Mistakes {
         }
     }
 
-    fn place(&mut self, value: Option<String>) -> RepositoryPlace {
-        let default = RepositoryPlace::Directory(PathBuf::from("/backup"));
-        let Some(value) = value else { return default };
-        RepositoryPlace::parse(&value).unwrap_or_else(|fault| {
-            self.wrong("LIFEBOAT_REPOSITORY", &value, &fault);
-            default
-        })
+    fn place(&mut self, name: &str, value: Option<String>) -> Option<RepositoryPlace> {
+        let value = value?;
+        match RepositoryPlace::parse(&value) {
+            Ok(place) => Some(place),
+            Err(fault) => {
+                self.wrong(name, &value, &fault);
+                None
+            }
+        }
     }
 
     fn docker_host(&mut self, value: Option<String>) -> Option<String> {

@@ -19,8 +19,8 @@ impl RepositoryPlace {
         }
     }
 
-    /// Understands `LIFEBOAT_REPOSITORY`; else says what is wrong with it.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Understands a place as `LIFEBOAT_REPOSITORY` gives it; else says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix("s3://") else {
             return match text.split_once("://") {
                 Some((scheme, _)) => Err(format!(

@@ -67,6 +67,26 @@ pub const VARIABLES: &[Variable] = &[
         "The repository: a directory, or `s3://bucket/prefix`.",
     ),
     var(
+        "COPY_REPOSITORY",
+        "",
+        "s3://bucket/prefix",
+        "A second repository, a directory or `s3://bucket/prefix`, that every backup is copied to after it was made; the default target of `copy`.",
+    ),
+    secret(
+        "TARGET_AGE_PASSPHRASE",
+        "Passphrase of the repository that `copy --reencrypt` writes to.",
+    ),
+    var(
+        "TARGET_AGE_PUBLIC_KEYS",
+        "",
+        "age1...",
+        "Public keys that `copy --reencrypt` encrypts to.",
+    ),
+    secret(
+        "TARGET_AGE_IDENTITY",
+        "The age identity that opens the repository that `copy --reencrypt` writes to.",
+    ),
+    var(
         "AWS_ACCESS_KEY_ID",
         "",
         "AKIA...",

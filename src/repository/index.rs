@@ -86,7 +86,7 @@ impl IndexWriter {
     }
 }
 
-fn key(part: &str) -> String {
+pub(super) fn key(part: &str) -> String {
     format!("index/{part}")
 }
 

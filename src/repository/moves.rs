@@ -58,6 +58,11 @@ impl MoveList {
         self.0.contains_key(&pack)
     }
 
+    /// The runs that moved pieces of `pack`.
+    pub fn runs_of(&self, pack: PackName) -> &[String] {
+        self.0.get(&pack).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Where the pieces of `pack` went; `None` when it never moved.
     ///
     /// Two runs may have moved the same pack for different backups. Pieces that are still there come first.

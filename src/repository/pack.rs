@@ -173,6 +173,14 @@ impl PackReader {
         self.stored_bytes
     }
 
+    /// Where the frame begins that holds `offset`.
+    pub(super) fn frame_start(&self, offset: u64) -> Option<u64> {
+        let after = self
+            .frames
+            .partition_point(|f| f.raw_start + u64::from(f.raw_len) <= offset);
+        self.frames.get(after).map(|frame| frame.raw_start)
+    }
+
     /// Decodes the frame that holds `offset` into `out`; returns where the frame begins.
     pub fn frame_at(
         &mut self,
@@ -193,6 +201,20 @@ impl PackReader {
             })?;
         self.decode(place, decoder, out)?;
         Ok(place.raw_start)
+    }
+
+    /// Visits every frame in order: as it is stored, and decoded.
+    pub(super) fn each_frame(
+        &mut self,
+        decoder: &mut Decoder,
+        raw: &mut Vec<u8>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        for place in self.frames.clone() {
+            let stored = self.decode(place, decoder, raw)?;
+            visit(&stored, raw)?;
+        }
+        Ok(())
     }
 
     /// Decodes every frame in order.
@@ -232,12 +254,13 @@ impl PackReader {
         place: FramePlace,
         decoder: &mut Decoder,
         out: &mut Vec<u8>,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Vec<u8>, RepositoryError> {
         let mut stored = vec![0; place.stored_len as usize];
         self.blob
             .read_exact_at(&mut stored, place.stored_start)
             .and_then(|()| decoder.decode(&stored, place.raw_len as usize, out))
-            .map_err(|e| self.damaged(format!("the frame at byte {}: {e}", place.stored_start)))
+            .map_err(|e| self.damaged(format!("the frame at byte {}: {e}", place.stored_start)))?;
+        Ok(stored)
     }
 
     fn damaged(&self, why: String) -> RepositoryError {

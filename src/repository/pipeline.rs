@@ -232,18 +232,20 @@ fn write_packs(
             move || publish(&vault, &index, &packs)
         });
     let publisher = publisher.map_err(|e| RepositoryError::io("start a publishing thread", e))?;
-    let written = append_frames(vault, steps, give_back, closed);
-    // The publisher's failure is the cause of the writer's.
-    let published = publisher.join().unwrap_or_else(|_| Err(gone()))?;
+    let written = append_frames(vault, steps, give_back, &closed);
+    // No more will come: the publisher ends with the last.
+    drop(closed);
+    // Its failure is the cause of the writer's.
+    let packs = publisher.join().unwrap_or_else(|_| Err(gone()))?;
     written?;
-    Ok(published)
+    Ok(packs)
 }
 
 fn append_frames(
     vault: &Vault,
     steps: &Receiver<Step>,
     give_back: &SyncSender<Vec<u8>>,
-    closed: SyncSender<ClosedPack>,
+    closed: &SyncSender<ClosedPack>,
 ) -> Result<(), RepositoryError> {
     let mut open: Option<PackWriter> = None;
     while let Ok(step) = steps.recv() {

@@ -190,7 +190,7 @@ pub(super) fn resolve_visiting(
 ///
 /// A pack's SHA-256 is compared with its name when it is first opened: a restore hands out what was backed
 /// up or an error, never anything else. A pack that is gone or damaged is looked for where it moved to.
-struct Packs {
+pub(super) struct Packs {
     vault: Arc<Vault>,
     decoder: Decoder,
     open: VecDeque<(PackName, PackReader)>,
@@ -223,7 +223,7 @@ impl KeptFrame {
 }
 
 impl Packs {
-    fn new(vault: Arc<Vault>) -> io::Result<Self> {
+    pub(super) fn new(vault: Arc<Vault>) -> io::Result<Self> {
         Ok(Self {
             vault,
             decoder: Decoder::new()?,
@@ -233,6 +233,27 @@ impl Packs {
             moved: HashMap::new(),
             frames: VecDeque::new(),
         })
+    }
+
+    /// Reads all of `range`.
+    pub(super) fn read(
+        &mut self,
+        range: Range<PackName>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), RepositoryError> {
+        out.clear();
+        out.resize(usize::try_from(range.length).unwrap_or(0), 0);
+        let mut done = 0;
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let taken = done as u64;
+            let left = Range {
+                offset: range.offset + taken,
+                length: range.length - taken,
+                ..range
+            };
+            done += self.copy(left, rest)?;
+        }
+        Ok(())
     }
 
     /// Copies the front of `range` into `out`, as far as one frame and `out` reach.

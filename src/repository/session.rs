@@ -14,6 +14,7 @@ use super::lease::{self, Lease};
 use super::manifest::{ArchiveRecord, Manifest, Parent};
 use super::pipeline::{Pipeline, Workers};
 use super::sink::{SealedArchive, Sink};
+use super::table::BlockTable;
 use super::uses::Uses;
 use super::vault::Vault;
 use super::{
@@ -96,6 +97,16 @@ impl Session {
 
     pub(super) fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a pack over that was published beside the archives' pipelines.
+    pub(super) fn adopt_pack(
+        &self,
+        pack: PackName,
+        table: &BlockTable,
+    ) -> Result<(), RepositoryError> {
+        self.index.add(pack, table)?;
+        self.cache().learn_pack(pack, table)
     }
 
     pub(super) fn run(&self) -> &str {
@@ -256,30 +267,15 @@ impl Backup<'_> {
         notes: BackupNotes,
     ) -> Result<Manifest, RepositoryError> {
         let id = self.session.run().to_owned();
-        let vault = self.repository.vault();
-        self.session.index.flush()?;
-        let names: Vec<String> = archives
-            .iter()
-            .map(|(sealed, _)| sealed.name.clone())
+        let archives: Vec<_> = archives
+            .into_iter()
+            .map(|(sealed, notes)| {
+                let record = record(&sealed, notes);
+                (sealed, record)
+            })
             .collect();
-        if names.iter().collect::<BTreeSet<_>>().len() != names.len() {
-            return Err(RepositoryError::Invalid(format!(
-                "two services have the same name among {}",
-                names.join(", ")
-            )));
-        }
-        let mut uses = Uses::default();
-        let mut records = Vec::with_capacity(archives.len());
-        for (sealed, notes) in archives {
-            vault.put(
-                &ranges_name(&id, &sealed.name),
-                sealed.ranges_text.as_bytes(),
-            )?;
-            uses.extend(&sealed.uses);
-            records.push(record(sealed, notes));
-        }
-        let list = vault.sealed_text(Sealed::Packs(&id), &uses.encode());
-        vault.store.put(&packs_key(&id), list.as_bytes())?;
+        self.store_lists(&archives)?;
+        let records: Vec<_> = archives.into_iter().map(|(_, record)| record).collect();
         let manifest = Manifest {
             format: FORMAT,
             id: id.clone(),
@@ -297,20 +293,89 @@ impl Backup<'_> {
             archives: records,
             warnings: notes.warnings,
         };
+        self.put_manifest(manifest)
+    }
+
+    /// Commits the copy of a backup of another repository.
+    pub(super) fn commit_copy(
+        self,
+        of: &Manifest,
+        archives: Vec<SealedArchive>,
+    ) -> Result<Manifest, RepositoryError> {
+        let archives: Vec<_> = archives
+            .into_iter()
+            .zip(&of.archives)
+            .map(|(sealed, record)| {
+                let record = ArchiveRecord {
+                    stored_bytes: sealed.stored_bytes,
+                    ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
+                    ..record.clone()
+                };
+                (sealed, record)
+            })
+            .collect();
+        self.store_lists(&archives)?;
+        let parent = of.parent.as_ref().and_then(|parent| {
+            // One that was dropped, or not copied, is no parent there.
+            let stored = self.repository.stored_manifest(&parent.id).ok()?;
+            Some(Parent {
+                id: parent.id.clone(),
+                manifest_sha256: sha256_hex(&stored),
+            })
+        });
+        let manifest = Manifest {
+            repository: self.repository.id().to_owned(),
+            parent,
+            stored_bytes: archives.iter().map(|(sealed, _)| sealed.stored_bytes).sum(),
+            archives: archives.into_iter().map(|(_, record)| record).collect(),
+            ..of.clone()
+        };
+        self.put_manifest(manifest)
+    }
+
+    /// Puts the index, the ranges and the list of packs.
+    fn store_lists(
+        &self,
+        archives: &[(SealedArchive, ArchiveRecord)],
+    ) -> Result<(), RepositoryError> {
+        let (id, vault) = (self.session.run(), self.repository.vault());
+        self.session.index.flush()?;
+        let names: Vec<&str> = archives.iter().map(|(sealed, _)| sealed.name()).collect();
+        if names.iter().collect::<BTreeSet<_>>().len() != names.len() {
+            return Err(RepositoryError::Invalid(format!(
+                "two services have the same name among {}",
+                names.join(", ")
+            )));
+        }
+        let mut uses = Uses::default();
+        for (sealed, _) in archives {
+            vault.put(
+                &ranges_name(id, &sealed.name),
+                sealed.ranges_text.as_bytes(),
+            )?;
+            uses.extend(&sealed.uses);
+        }
+        let list = vault.sealed_text(Sealed::Packs(id), &uses.encode());
+        vault.store.put(&packs_key(id), list.as_bytes())
+    }
+
+    fn put_manifest(self, manifest: Manifest) -> Result<Manifest, RepositoryError> {
+        let (id, vault) = (&manifest.id, self.repository.vault());
+        let names: Vec<String> = manifest.archives.iter().map(|a| a.name.clone()).collect();
         let sealed = manifest.seal(vault)?;
         self.lease.check()?;
         vault
-            .put(&manifest_name(&id), &sealed)
+            .put(&manifest_name(id), &sealed)
             .map_err(lease::overtaken)?;
         // The backup exists. What follows is housekeeping: its failure is said and does not undo it.
-        if let Err(err) = self.session.cache().commit(&id, &names) {
+        if let Err(err) = self.session.cache().commit(id, &names) {
             tracing::warn!("the cache was not updated, so the next backup reads more: {err}");
         }
         Ok(manifest)
     }
 }
 
-fn record(sealed: SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
+fn record(sealed: &SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
     ArchiveRecord {
         kind: notes.kind,
         container: notes.container,
@@ -320,8 +385,8 @@ fn record(sealed: SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
         read_bytes: sealed.read_bytes,
         stored_bytes: sealed.stored_bytes,
         ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
-        stream_blake3: sealed.stream_blake3,
-        name: sealed.name,
+        stream_blake3: sealed.stream_blake3.clone(),
+        name: sealed.name.clone(),
     }
 }
 

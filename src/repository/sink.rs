@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
+use super::manifest::ArchiveRecord;
 use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT};
 use super::pipeline::Pipeline;
 use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
@@ -208,6 +209,25 @@ impl Sink {
         self.ranges.truncate(mark.ranges, mark.last_length);
         self.raw_bytes = mark.raw_bytes;
         self.stream_hash = mark.stream_hash;
+    }
+
+    /// Takes an archive over whose packs are in the store already.
+    pub(super) fn adopt(
+        &mut self,
+        ranges: &RangeList<PackName>,
+        record: &ArchiveRecord,
+    ) -> Result<(), RepositoryError> {
+        let mut cache = self.session.cache();
+        for range in ranges.as_slice() {
+            self.ranges.push(Range {
+                pack: cache.adopt_pack(range.pack)?,
+                offset: range.offset,
+                length: range.length,
+            });
+        }
+        self.stream_hash = None;
+        self.raw_bytes = record.raw_bytes;
+        Ok(())
     }
 
     /// Counts bytes that were read from a service's data.

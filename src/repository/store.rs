@@ -17,7 +17,15 @@ use crate::config::{Config, RepositoryPlace};
 
 /// The store that `LIFEBOAT_REPOSITORY` names. Nothing is read or written yet.
 pub fn connect(config: &Config) -> Result<Arc<dyn Store>, RepositoryError> {
-    Ok(match &config.repository {
+    connect_to(config, &config.repository)
+}
+
+/// The store at another place, reached with the same settings.
+pub fn connect_to(
+    config: &Config,
+    place: &RepositoryPlace,
+) -> Result<Arc<dyn Store>, RepositoryError> {
+    Ok(match place {
         RepositoryPlace::Directory(dir) => Arc::new(LocalStore::new(dir)),
         RepositoryPlace::S3 { bucket, prefix } => Arc::new(S3Store::connect(S3Options {
             bucket: bucket.clone(),

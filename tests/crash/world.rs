@@ -13,13 +13,14 @@ use jiff::Timestamp;
 use lifeboat::archive::{Cut, EntryMeta, OnChange};
 use lifeboat::config::Secret;
 use lifeboat::repository::keys::Keys;
+use lifeboat::repository::prune::{Options, Report, prune};
 use lifeboat::repository::session::{ArchiveNotes, BackupNotes};
 use lifeboat::repository::store::{LocalStore, Store};
 use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::repository::{Repository, RepositoryError};
 use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
 
-use crate::schedule::Chance;
+use crate::schedule::{Chance, grow_older};
 
 const PAGE_BYTES: usize = 512;
 const PAGES: usize = 12;
@@ -89,6 +90,8 @@ impl World {
         for dir in ["repo", "a", "b"] {
             fs::create_dir(world.path(dir)).unwrap();
         }
+        // The reserve for a full disk, so that no prune makes one of megabytes.
+        fs::write(world.path("repo/reserve"), "reserve").unwrap();
         world
     }
 
@@ -153,6 +156,71 @@ impl World {
         run.perform(&store, &self.keys(run.host), &self.path(run.host), steady)
             .unwrap();
         self.note_commit(&run.id);
+    }
+
+    pub fn prune_options(&self, now: bool) -> Options {
+        Options {
+            dry_run: false,
+            now,
+            state: Some(self.path("a")),
+            level: 1,
+        }
+    }
+
+    /// The store's clock goes forward.
+    pub fn wait(&self, hours: u64) {
+        grow_older(&self.root(), Duration::from_hours(hours));
+    }
+
+    fn open(&self) -> Repository {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.root()));
+        Repository::open(store, &self.keys("a")).unwrap()
+    }
+
+    pub fn prune(&self) -> Report {
+        prune(&self.open(), &self.prune_options(false)).unwrap()
+    }
+
+    /// What a prune would do.
+    pub fn prune_plan(&self) -> Report {
+        let options = Options {
+            dry_run: true,
+            ..self.prune_options(false)
+        };
+        prune(&self.open(), &options).unwrap()
+    }
+
+    /// What dead runs left is gone after some prunes, and nothing else is.
+    pub fn check_collected(&self) {
+        self.wait(25);
+        for _ in 0..4 {
+            self.prune();
+            self.wait(49);
+        }
+        let last = self.prune();
+        assert_eq!(
+            last.stored, last.live,
+            "garbage was not collected: {last:?}"
+        );
+        self.check();
+        let repository = self.open();
+        let store = repository.store();
+        store.remove_abandoned().unwrap();
+        for dir in ["leases", "locks", "trash"] {
+            let left = store.list(dir).unwrap();
+            assert!(left.is_empty(), "left over: {left:?}");
+        }
+        let listed = repository.backups().unwrap();
+        for entry in store.list("backups").unwrap() {
+            let id = entry.key.split('/').nth(1).unwrap().to_owned();
+            let void = entry.size == 5;
+            assert!(void || listed.contains(&id), "left over: {}", entry.key);
+        }
+        assert_eq!(
+            unfinished(&self.root()),
+            0,
+            "unfinished files are left over"
+        );
     }
 
     /// Everything that must be there is, to the byte, and nothing else is listed.
@@ -221,6 +289,14 @@ impl Run {
         }
     }
 
+    /// Little is left of the packs before it.
+    pub fn with_most_pages_changed(mut self, seed: u64) -> Self {
+        let relation = self.content.get_mut("db/relation").unwrap();
+        relation[..(PAGES - 3) * PAGE_BYTES]
+            .copy_from_slice(&noise((PAGES - 3) * PAGE_BYTES, 50 + seed));
+        self
+    }
+
     /// The whole backup, as the command makes it.
     pub fn perform(
         &self,
@@ -261,6 +337,20 @@ impl Run {
         }
         backup.commit(sealed, BackupNotes::default()).map(drop)
     }
+}
+
+/// Files that were begun and never named.
+fn unfinished(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            if entry.file_type().unwrap().is_dir() {
+                unfinished(&entry.path())
+            } else {
+                usize::from(lifeboat::durable::is_temp(&entry.file_name()))
+            }
+        })
+        .sum()
 }
 
 fn plain(err: impl std::error::Error) -> RepositoryError {

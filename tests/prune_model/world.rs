@@ -83,15 +83,17 @@ pub struct World {
 impl World {
     /// Time passes; `None` when everything is as old as it gets.
     pub fn tick(&self) -> Option<Self> {
-        let older = |age: u8| (age + 1).min(AGED);
+        // Beyond a day and a half a lease is dead, and beyond a day a lock means nothing.
+        let until = |most: u8| move |age: u8| (age + 1).min(most);
+        let older = until(AGED);
         let mut next = *self;
         for lease in &mut next.leases {
-            *lease = lease.map(older);
+            *lease = lease.map(until(3));
         }
         for trash in &mut next.trashes {
             trash.age = trash.age.map(older);
         }
-        next.lock = next.lock.map(|(owner, age)| (owner, older(age)));
+        next.lock = next.lock.map(|(owner, age)| (owner, until(2)(age)));
         (next != *self).then_some(next)
     }
 

@@ -301,3 +301,66 @@ fn the_environment_alone_leads_into_the_bucket() {
     // Scratch files have no names.
     assert_eq!(std::fs::read_dir(state.join("spool")).unwrap().count(), 0);
 }
+
+/// Nobody here issues tokens, so the exchange is answered by the proxy; the keys it gives are the server's own.
+#[test]
+fn keys_are_had_for_a_token_and_their_absence_is_told() {
+    let server = Server::shared();
+    let S3Credentials::Keys {
+        id,
+        secret,
+        session_token,
+    } = server.keys_without_delete()
+    else {
+        panic!("no keys");
+    };
+    let body = format!(
+        "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
+         <SessionToken>{}</SessionToken><SecretAccessKey>{}</SecretAccessKey>\
+         <Expiration>2999-01-01T00:00:00Z</Expiration><AccessKeyId>{id}</AccessKeyId>\
+         </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+        session_token.unwrap().reveal(),
+        secret.reveal(),
+    );
+    let keys_given = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "a.web.token").unwrap();
+    for (name, answer) in [
+        ("given", Action::Replay(keys_given.into_bytes().into())),
+        (
+            "unknown",
+            Action::Answer(404, "<Error><Code>NoSuchEntity</Code></Error>"),
+        ),
+    ] {
+        let action = answer.clone();
+        let proxy = Proxy::start(server.address, move |seen| {
+            if seen.target.contains("AssumeRoleWithWebIdentity") {
+                action.clone()
+            } else {
+                Action::Pass
+            }
+        });
+        let mut options = server::options(&proxy.url(), "token", dir.path());
+        options.access.credentials = S3Credentials::WebIdentity {
+            token_file: token.clone(),
+            role_arn: "arn:aws:iam::123456789012:role/backup".to_owned(),
+            session_name: Some("lifeboat".to_owned()),
+            sts_endpoint: Some(proxy.url()),
+        };
+        if name == "given" {
+            let store = server::connect(options);
+            store.put("leases/a", b"lease").unwrap();
+            assert!(store.delete("leases/a").unwrap_err().is_refused());
+        } else {
+            let text = told(options);
+            assert!(
+                text.contains("NoSuchEntity") && text.contains("settings of the role"),
+                "{text}"
+            );
+        }
+    }
+}

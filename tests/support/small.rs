@@ -51,6 +51,15 @@ pub fn open_or_init(root: &Path, keys: &Keys) -> Repository {
     Repository::open_or_init(Arc::new(LocalStore::new(root)), keys).unwrap()
 }
 
+/// Backs up once more, something else; its archives as they read back.
+#[allow(dead_code)]
+pub fn another(root: &Path, keys: &Keys, state: &Path, id: &str) -> Streams {
+    let repository = open_or_init(root, keys);
+    let files = BTreeMap::from([("a", noise(300, 2)), ("z", noise(6000, 9))]);
+    backup(&repository, id, state, &noise(6 * PAGE_BYTES, 10), &files);
+    streams_of(&repository, id).unwrap()
+}
+
 fn backup(
     repository: &Repository,
     id: &str,

@@ -31,6 +31,10 @@ pub const LOCK_CHECK: SignedDuration = SignedDuration::from_hours(12);
 pub const LOCK_STALE: SignedDuration = SignedDuration::from_hours(24);
 /// A pack with a smaller share of live bytes is repacked, in percent.
 pub const REPACK_BELOW_PERCENT: u64 = 50;
+/// While dead bytes in needed packs are more than this many percent of the live ones, packs with a smaller
+/// share than the other are repacked, too.
+pub const WASTE_PERCENT: u64 = 25;
+pub const REPACK_ELSE_BELOW_PERCENT: u64 = 80;
 
 /// One committed move, as far as everybody can read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,10 +140,41 @@ pub fn may_be_fresh(pack_age: SignedDuration, oldest_lease: Option<SignedDuratio
     pack_age <= oldest_lease.map_or(LEASE, |lease| lease.max(LEASE))
 }
 
-/// Whether a pack's wanted bytes are worth copying so that the rest can go.
-pub fn is_worth_repacking(live_bytes: u64, raw_bytes: u64) -> bool {
-    live_bytes > 0
-        && live_bytes.saturating_mul(100) < raw_bytes.saturating_mul(REPACK_BELOW_PERCENT)
+/// A pack's wanted bytes, of how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share<P> {
+    pub pack: P,
+    pub live_bytes: u64,
+    pub raw_bytes: u64,
+}
+
+impl<P> Share<P> {
+    fn is_below(&self, percent: u64) -> bool {
+        self.live_bytes.saturating_mul(100) < self.raw_bytes.saturating_mul(percent)
+    }
+
+    /// Whether copying its wanted bytes gives anything back.
+    pub fn is_worth_copying(&self) -> bool {
+        self.live_bytes > 0 && self.is_below(REPACK_ELSE_BELOW_PERCENT)
+    }
+}
+
+/// The packs to copy the wanted part of, the deadest first: those that are mostly dead, and while all packs
+/// together hold too much dead weight, the next ones.
+pub fn sparse<P: Copy>(mut packs: Vec<Share<P>>) -> Vec<Share<P>> {
+    let live: u64 = packs.iter().map(|pack| pack.live_bytes).sum();
+    let raw: u64 = packs.iter().map(|pack| pack.raw_bytes).sum();
+    let mut waste = raw.saturating_sub(live);
+    packs.retain(Share::is_worth_copying);
+    packs.sort_by_key(|pack| pack.live_bytes.saturating_mul(10_000) / pack.raw_bytes.max(1));
+    packs
+        .into_iter()
+        .take_while(|pack| {
+            let too_much = waste.saturating_mul(100) > live.saturating_mul(WASTE_PERCENT);
+            waste = waste.saturating_sub(pack.raw_bytes.saturating_sub(pack.live_bytes));
+            too_much || pack.is_below(REPACK_BELOW_PERCENT)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -199,9 +234,23 @@ mod tests {
     }
 
     #[test]
-    fn under_half_live_is_repacked_and_nothing_live_is_not() {
-        assert!(is_worth_repacking(49, 100));
-        assert!(!is_worth_repacking(50, 100));
-        assert!(!is_worth_repacking(0, 100));
+    fn mostly_dead_packs_are_repacked_and_others_while_there_is_too_much_waste() {
+        let chosen = |shares: &[(u64, u64)]| -> Vec<usize> {
+            let packs = shares.iter().enumerate();
+            let packs = packs.map(|(pack, (live_bytes, raw_bytes))| Share {
+                pack,
+                live_bytes: *live_bytes,
+                raw_bytes: *raw_bytes,
+            });
+            sparse(packs.collect())
+                .iter()
+                .map(|share| share.pack)
+                .collect()
+        };
+        assert_eq!(chosen(&[(49, 100), (50, 100), (0, 100), (1000, 1000)]), [0]);
+        // 120 of 100 live are dead, then 40, then 20.
+        assert_eq!(chosen(&[(60, 80), (20, 100), (20, 40)]), [1, 2]);
+        assert_eq!(chosen(&[(81, 100), (81, 100)]), [0usize; 0]);
+        assert_eq!(chosen(&[]), [0usize; 0]);
     }
 }

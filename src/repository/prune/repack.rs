@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decide::{self, Share};
 use super::sizes::Sizes;
 use super::survey::{self, Close, Survey};
-use super::{Options, Report, decide, new_run};
+use super::{Options, Report, new_run};
 use crate::repository::frame::{Decoder, FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
 use crate::repository::index::IndexWriter;
 use crate::repository::lease::{self, Lease};
@@ -34,6 +35,9 @@ pub fn plan(
 ) -> Result<(), RepositoryError> {
     for pack in worth(repository, survey, options, None, report)? {
         report.repacked.add(survey.size(pack));
+        if !survey.is_fresh(pack) {
+            report.trashed.add(survey.size(pack));
+        }
     }
     Ok(())
 }
@@ -119,37 +123,39 @@ fn worth(
         .flat_map(|one| one.packs.keys())
         .copied()
         .collect();
-    let mut sparse: Vec<(u64, PackName)> = survey
+    let can_move = |pack: &PackName| {
+        survey.packs.contains_key(pack)
+            && !moved.contains(pack)
+            && !survey.damaged.contains(pack)
+            && !survey.is_trashed(*pack)
+            // It could not be put into the trash yet, and the next backup would refer to it again.
+            && !survey.is_fresh(*pack)
+    };
+    let names = survey
         .used_bytes
-        .iter()
-        .filter(|(pack, used)| {
-            survey.packs.contains_key(pack)
-                && !moved.contains(pack)
-                && !survey.damaged.contains(pack)
-                && !survey.is_trashed(**pack)
-                && decide::is_worth_repacking(**used, PACK_RAW_LIMIT)
-        })
-        .map(|(pack, used)| (*used, *pack))
+        .keys()
+        .filter(|pack| can_move(pack))
+        .copied()
         .collect();
-    let names = sparse.iter().map(|(_, pack)| *pack).collect();
     let is_there = |pack| survey.packs.contains_key(&pack);
     let mut sizes = Sizes::load(options.state.as_deref(), repository.id(), is_there);
     sizes.read(vault, &names)?;
-    sparse.retain(|(used, pack)| {
-        sizes
-            .get(*pack)
-            .is_some_and(|raw| decide::is_worth_repacking(*used, raw))
+    let shares = names.iter().filter_map(|pack| {
+        Some(Share {
+            pack: *pack,
+            live_bytes: *survey.used_bytes.get(pack)?,
+            raw_bytes: sizes.get(*pack)?,
+        })
     });
-    sparse.sort_unstable();
     let free = vault.store.free_bytes().unwrap_or(u64::MAX) / 2;
     let mut left = COPY_LIMIT_BYTES.min(free);
     let mut chosen = BTreeSet::new();
-    for (used, pack) in sparse {
-        let Some(rest) = left.checked_sub(used) else {
+    for share in decide::sparse(shares.collect()) {
+        let Some(rest) = left.checked_sub(share.live_bytes) else {
             break;
         };
         left = rest;
-        chosen.insert(pack);
+        chosen.insert(share.pack);
     }
     let others = survey
         .runs
@@ -344,8 +350,12 @@ impl Copier {
         stored_bytes: u64,
     ) -> Result<(), RepositoryError> {
         let mut source = PackReader::open(&self.vault, pack, true)?;
-        let live_bytes = parts.iter().map(|(begin, end)| end - begin).sum();
-        if !decide::is_worth_repacking(live_bytes, source.raw_bytes()) {
+        let share = Share {
+            pack,
+            live_bytes: parts.iter().map(|(begin, end)| end - begin).sum(),
+            raw_bytes: source.raw_bytes(),
+        };
+        if !share.is_worth_copying() {
             return Ok(());
         }
         (self.frame_limit, self.pack_limit) = if stored_bytes > 2 * PACK_BYTES {

@@ -149,16 +149,21 @@ impl Survey {
         self.trash.iter().any(|file| file.packs.contains(&pack))
     }
 
+    /// Whether a run that is under way may have written it.
+    pub fn is_fresh(&self, pack: PackName) -> bool {
+        let seen = self.packs.get(&pack);
+        seen.is_none_or(|seen| decide::may_be_fresh(seen.age, self.living().max()))
+    }
+
     /// What can go into the trash.
     pub fn dead(&self) -> Dead {
         let trashed: HashSet<&PackName> = self.trash.iter().flat_map(|f| &f.packs).collect();
-        let oldest = self.living().max();
         let mut dead = Dead::default();
-        for (pack, seen) in &self.packs {
+        for pack in self.packs.keys() {
             if self.live.contains(pack) || trashed.contains(pack) {
                 continue;
             }
-            if decide::may_be_fresh(seen.age, oldest) {
+            if self.is_fresh(*pack) {
                 dead.fresh.insert(*pack);
             } else {
                 dead.packs.insert(*pack);

@@ -140,23 +140,30 @@ impl Store for LocalStore {
     }
 
     fn remove_abandoned(&self) -> Result<(), RepositoryError> {
-        // By age: another host may be writing here.
+        // By age: another host may be writing here. Any directory may hold what a killed run began.
         let now = self.now()?;
-        let failed = |e| self.failed("look for abandoned files in", "packs", e);
-        let entries = match fs::read_dir(self.root.join("packs")) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(failed(e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let Ok(meta) = entry.metadata() else { continue };
-            let written = modified(&meta).map_err(failed)?;
-            if meta.is_file()
-                && durable::is_temp(&entry.file_name())
-                && now.duration_since(written) > ABANDONED_AFTER
-            {
-                durable::remove(&entry.path()).map_err(failed)?;
+        let mut open = vec![self.root.clone()];
+        while let Some(dir) = open.pop() {
+            let failed = |e| {
+                RepositoryError::io(format!("look for abandoned files in {}", dir.display()), e)
+            };
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                let kind = entry.file_type().map_err(failed)?;
+                if kind.is_dir() {
+                    open.push(entry.path());
+                } else if kind.is_file() && durable::is_temp(&entry.file_name()) {
+                    let Ok(meta) = entry.metadata() else { continue };
+                    let written = modified(&meta).map_err(failed)?;
+                    if now.duration_since(written) > ABANDONED_AFTER {
+                        durable::remove(&entry.path()).map_err(failed)?;
+                    }
+                }
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use crate::repository::PackName;
 use crate::repository::reader::ArchiveReader;
 
 const RECORD: u64 = 512;
+const RECORD_BYTES: usize = 512;
 /// No name is longer; a header that claims more is damaged.
 const EXTENSION_LIMIT_BYTES: u64 = 1024 * 1024;
 
@@ -26,20 +27,20 @@ pub(super) fn touched(
         stream,
         lost,
     };
-    let mut last = None;
+    let mut before = None;
     while let Some(from) = lost.iter().find(|piece| piece.bytes.end > walk.at) {
         match walk.next() {
             Ok(Some((name, span))) => {
                 for piece in walk.on(&span) {
                     visit(piece.pack, name.clone());
                 }
-                last = Some(name);
+                before = Some(name);
             }
             // The end mark.
             Ok(None) => return,
             Err(Unreadable) => {
-                let rest = match &last {
-                    Some(last) => format!("everything after {last}"),
+                let rest = match &before {
+                    Some(name) => format!("everything after {name}"),
                     None => "everything, from the first file on".to_owned(),
                 };
                 for piece in lost.iter().filter(|p| p.bytes.end > from.bytes.start) {
@@ -85,7 +86,7 @@ impl<'a> Walk<'a> {
             if self.at >= self.length {
                 return Ok(None);
             }
-            let mut record = [0; RECORD as usize];
+            let mut record = [0; RECORD_BYTES];
             self.read(&mut record)?;
             if record.iter().all(|byte| *byte == 0) {
                 return Ok(None);

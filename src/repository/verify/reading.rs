@@ -1,6 +1,7 @@
 //! Which packs were read whole, and when: so that nightly samples cover everything in time.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -37,7 +38,8 @@ impl ReadLog {
     pub fn save(&self, state: &Path, repository_id: &str) -> Result<(), RepositoryError> {
         let mut text = String::new();
         for (pack, seconds) in &self.0 {
-            text.push_str(&format!("{pack} {seconds}\n"));
+            // Writing to a String cannot fail.
+            writeln!(text, "{pack} {seconds}").ok();
         }
         durable::write_replace(&path(state, repository_id), text.as_bytes(), 0o600).map_err(|e| {
             RepositoryError::io(
@@ -110,7 +112,9 @@ mod tests {
         for seed in 0..4 {
             let chosen = log.choose(packs.clone(), 25, seed);
             assert_eq!(chosen.len(), 5);
-            chosen.iter().for_each(|pack| log.note(*pack));
+            for pack in &chosen {
+                log.note(*pack);
+            }
             covered.extend(chosen);
         }
         assert_eq!(covered.len(), 20);

@@ -50,7 +50,10 @@ fn advice(place: &Place, fault: &Fault) -> Option<String> {
         return Some(if broken.is_machine_role() {
             "no credentials were given and this machine has no role: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 .to_owned()
-        } else if broken.untrusted {
+        } else if broken.for_keys {
+            "it was asked for the keys to the store: check the AWS_* settings of the role"
+                .to_owned()
+        } else if broken.is_untrusted() {
             "its certificate is not trusted: name the authority's with AWS_CA_BUNDLE".to_owned()
         } else {
             format!(
@@ -104,4 +107,41 @@ fn advice(place: &Place, fault: &Fault) -> Option<String> {
         (_, _) if fault.is_transient() => "the server is out of order or busy: try again later".to_owned(),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::client::{HttpError, HttpErrorKind};
+
+    use super::super::http::Broken;
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_role_is_told_to_give_keys() {
+        let place = Place {
+            bucket: "bucket".to_owned(),
+            prefix: String::new(),
+            server: "AWS".to_owned(),
+        };
+        let broken = Broken {
+            why: "the server answered 404".to_owned(),
+            host: "169.254.169.254".to_owned(),
+            sent: false,
+            lasting: true,
+            for_keys: true,
+        };
+        let fault = Fault::of(&object_store::Error::Generic {
+            store: "S3",
+            source: Box::new(HttpError::new(HttpErrorKind::Unknown, broken)),
+        });
+        let err = explain(&place, "read", "config.json", &fault);
+        assert!(!err.is_transient());
+        let text = err.to_string();
+        assert!(
+            text.starts_with(
+                "read config.json in s3://bucket: 169.254.169.254: the server answered 404"
+            ) && text.contains("set AWS_ACCESS_KEY_ID"),
+            "{text}"
+        );
+    }
 }

@@ -9,7 +9,7 @@ use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
 };
-use reqwest::header::{HeaderValue, IF_NONE_MATCH};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, Url};
 use tokio::time::timeout;
 
@@ -23,6 +23,8 @@ const SLOWEST_UPLOAD_BYTES_PER_SEC: u64 = 16 * 1024;
 const ANSWER_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// Where clouds tell a machine its role.
 const MACHINE_ROLE_HOST: &str = "169.254.169.254";
+/// How rustls says that it does not trust a certificate.
+const UNTRUSTED: &str = "invalid peer certificate";
 
 /// The server's answer, when it is not the wanted one.
 #[derive(Debug, Clone, Default)]
@@ -49,15 +51,17 @@ impl fmt::Display for Answer {
 
 impl StdError for Answer {}
 
-/// There was no answer, or not a whole one.
+/// There was no answer, or not a whole one; or the server that was asked for keys gave none.
 #[derive(Debug, Clone)]
 pub(super) struct Broken {
     pub why: String,
     pub host: String,
-    /// The request may have reached the server, and may have been carried out.
+    /// The request may have reached the store, and may have been carried out.
     pub sent: bool,
-    /// The other side's certificate is not trusted: it will not be next time either.
-    pub untrusted: bool,
+    /// It will not be different next time.
+    pub lasting: bool,
+    /// It was not the store that was spoken to, but who hands out the keys to it.
+    pub for_keys: bool,
 }
 
 impl fmt::Display for Broken {
@@ -71,7 +75,11 @@ impl StdError for Broken {}
 impl Broken {
     /// Whether this was the question for the machine's role, asked because no credentials were given.
     pub fn is_machine_role(&self) -> bool {
-        self.host == MACHINE_ROLE_HOST
+        self.for_keys && self.host == MACHINE_ROLE_HOST
+    }
+
+    pub fn is_untrusted(&self) -> bool {
+        self.why.contains(UNTRUSTED)
     }
 }
 
@@ -126,14 +134,17 @@ impl Connector {
             why: format!("not an address ({e})"),
             host: String::new(),
             sent: false,
-            untrusted: false,
+            lasting: true,
+            for_keys: false,
         })?;
+        let for_keys = !is_signed(&parts.headers);
         let host = url.host_str().unwrap_or_default().to_owned();
         let broken = |why: String, sent: bool| Broken {
-            untrusted: why.contains("invalid peer certificate"),
+            lasting: why.contains(UNTRUSTED),
             host: host.clone(),
             why,
-            sent,
+            sent: sent && !for_keys,
+            for_keys,
         };
         let closes_upload =
             parts.method == Method::POST && url.query_pairs().any(|(name, _)| name == "uploadId");
@@ -168,7 +179,7 @@ impl Connector {
         // Closing an upload may fail after the 200 was sent.
         if !status.is_success() || (closes_upload && tag(&bytes, "Error").is_some()) {
             let region = response.headers().get("x-amz-bucket-region");
-            return Err(Failure::Answer(Answer {
+            let answer = Answer {
                 status: if status.is_success() {
                     500
                 } else {
@@ -177,7 +188,16 @@ impl Connector {
                 code: tag(&bytes, "Code").unwrap_or_default(),
                 message: tag(&bytes, "Message").unwrap_or_default(),
                 region: region.and_then(|v| v.to_str().ok()).map(str::to_owned),
-            }));
+            };
+            // Its 404, say, is about a role: no file is missing.
+            return Err(if for_keys {
+                Failure::Broken(Broken {
+                    lasting: answer.status < 500 && answer.status != 429,
+                    ..broken(answer.to_string(), false)
+                })
+            } else {
+                Failure::Answer(answer)
+            });
         }
         let mut whole = HttpResponse::new(bytes.into());
         *whole.status_mut() = status;
@@ -214,6 +234,13 @@ impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(self.clone()))
     }
+}
+
+/// Whether a request is for the store: those that ask for keys have none to be signed with.
+fn is_signed(headers: &HeaderMap) -> bool {
+    headers
+        .get(AUTHORIZATION)
+        .is_some_and(|value| value.as_bytes().starts_with(b"AWS4-"))
 }
 
 /// The first element of that name in an XML answer; bounded, for it ends in a message.

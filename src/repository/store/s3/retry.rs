@@ -54,7 +54,7 @@ enum Cause {
 }
 
 impl Fault {
-    fn of(error: &object_store::Error) -> Self {
+    pub fn of(error: &object_store::Error) -> Self {
         let cause = if let Some(answer) = find::<Answer>(error) {
             Cause::Answer(answer.clone())
         } else if let Some(broken) = find::<Broken>(error) {
@@ -105,7 +105,7 @@ impl Fault {
                             | "XAmzContentSHA256Mismatch"
                     )
             }
-            Cause::Broken(broken) => !broken.untrusted,
+            Cause::Broken(broken) => !broken.lasting,
             Cause::Slow(_) => true,
             Cause::Other(_) => false,
         }

@@ -1,0 +1,479 @@
+//! The prune on real repositories: what nobody needs goes, and nothing else.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "prune/store.rs"]
+mod store;
+#[path = "prune/world.rs"]
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use age::secrecy::ExposeSecret;
+use lifeboat::config::Secret;
+use lifeboat::repository::keys::Keys;
+use lifeboat::repository::prune::{Amount, Options, prune};
+use lifeboat::repository::store::Store;
+use world::{Noise, World, archive_of, distinct_bytes};
+
+const SEED: u64 = 0x5EED_0001;
+
+/// Backups and what they hold, oldest first: ids of one second are in no order.
+type Kept = Vec<(String, Vec<u8>)>;
+
+#[test]
+fn what_retention_drops_comes_back_as_space() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let mut body = noise.pages(1500);
+    let mut kept: Kept = Vec::new();
+    for night in 0..12 {
+        let changed: Vec<usize> = (0..150).map(|_| noise.below(1500)).collect();
+        noise.change(&mut body, changed);
+        let manifest = host.backup(&world.repository(), &body);
+        kept.push((manifest.id.clone(), body.clone()));
+        if night > 2 {
+            let (oldest, _) = kept.remove(0);
+            world.repository().drop_backup(&oldest).unwrap();
+        }
+        world.prune();
+        world.store.pass_hours(24);
+    }
+    world.prune_through();
+    let (stored, live) = (
+        world.pack_bytes(),
+        distinct_bytes(kept.iter().map(|(_, body)| body)),
+    );
+    eprintln!("stored {stored}, live {live}");
+    assert!(stored * 10 <= live * 14, "stored {stored}, live {live}");
+    for (id, body) in &kept {
+        assert!(world.restored(id) == *body, "{id}");
+    }
+    world.assert_good();
+    // The cache has followed: an unchanged relation is not stored again.
+    let again = host.backup(&world.repository(), &body);
+    assert!(again.stored_bytes < 40_000, "{}", again.stored_bytes);
+    // Nothing is left to do, and no index speaks of packs that are gone.
+    world.prune_through();
+    let report = world.prune();
+    assert_eq!(
+        (report.deleted, report.trashed, report.waiting),
+        Default::default()
+    );
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_tells_what_a_prune_does() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let mut body = noise.pages(300);
+    let first = host.backup(&world.repository(), &body);
+    noise.change(&mut body, 0..300);
+    host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&first.id).unwrap();
+    world.store.pass_hours(25);
+    for round in 0..3 {
+        let before = world.files();
+        let dry = Options {
+            dry_run: true,
+            ..world.options()
+        };
+        let planned = prune(&world.repository(), &dry).unwrap();
+        assert!(world.files() == before, "the dry run changed something");
+        let done = world.prune();
+        assert_eq!(
+            (
+                planned.deleted,
+                planned.trashed,
+                planned.waiting,
+                planned.live
+            ),
+            (done.deleted, done.trashed, done.waiting, done.live)
+        );
+        let about = |amount: Amount| amount.packs == 1 && amount.bytes > 300 * 8192;
+        match round {
+            0 => assert!(about(done.trashed), "{done:?}"),
+            1 => assert!(about(done.waiting) && done.deleted.packs == 0, "{done:?}"),
+            _ => assert!(about(done.deleted), "{done:?}"),
+        }
+        world.store.pass_hours(if round == 0 { 24 } else { 25 });
+    }
+}
+
+#[test]
+fn what_was_repacked_reads_as_before_through_every_move() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let mut body = noise.pages(1000);
+    // The first pack loses more and more of its pages, and the backup that has most of them goes first.
+    let mut kept: Kept = Vec::new();
+    for share in [1, 3, 9, 27] {
+        let changed: Vec<usize> = (0..1000).filter(|page| page % share != 0).collect();
+        noise.change(&mut body, changed);
+        let manifest = host.backup(&world.repository(), &body);
+        kept.push((manifest.id, body.clone()));
+    }
+    let mut repacked = 0;
+    while kept.len() > 1 {
+        let archives: BTreeMap<String, Vec<u8>> = kept
+            .iter()
+            .map(|(id, _)| (id.clone(), archive_of(&world.repository(), id)))
+            .collect();
+        let (oldest, _) = kept.remove(0);
+        world.repository().drop_backup(&oldest).unwrap();
+        let before = world.packs();
+        let report = world.prune_through();
+        repacked += report.repacked.packs;
+        assert!(!before.is_subset(&world.packs()), "nothing was deleted");
+        for (id, body) in &kept {
+            assert!(world.restored(id) == *body, "{id}");
+            assert!(world.recovered(id) == archives[id], "RECOVER.sh, {id}");
+        }
+        world.assert_good();
+    }
+    assert!(repacked >= 3, "{repacked} packs were repacked");
+    let chain = world.store.list("moved").unwrap();
+    assert!(chain.len() >= 4, "no pack moved twice: {chain:?}");
+    let live = distinct_bytes(kept.iter().map(|(_, body)| body));
+    assert!(world.pack_bytes() * 10 <= live * 14);
+    let again = host.backup(&world.repository(), &body);
+    assert!(again.stored_bytes < 40_000, "{}", again.stored_bytes);
+    // When the last backup that needs a move is gone, so is the move.
+    for id in world.repository().backups().unwrap() {
+        world.repository().drop_backup(&id).unwrap();
+    }
+    world.prune_through();
+    world.prune_now().unwrap();
+    for prefix in ["packs", "moved", "trash", "leases", "index", "backups"] {
+        assert_eq!(world.store.list(prefix).unwrap(), [], "{prefix}");
+    }
+}
+
+#[test]
+fn a_backup_whose_list_of_packs_is_gone_is_asked_itself_and_if_it_cannot_tell_nothing_goes() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let mut body = noise.pages(200);
+    let dropped = host.backup(&world.repository(), &body);
+    noise.change(&mut body, 0..150);
+    let kept = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&dropped.id).unwrap();
+    let repo = world.root.path().join("repo");
+    let list = repo.join("backups").join(&kept.id).join("packs");
+    let text = std::fs::read(&list).unwrap();
+    let forged = String::from_utf8(text.clone())
+        .unwrap()
+        .replacen('1', "2", 1);
+    for wrong in [None, Some(forged.into_bytes())] {
+        match wrong {
+            None => std::fs::remove_file(&list).unwrap(),
+            Some(bytes) => std::fs::write(&list, bytes).unwrap(),
+        }
+        world.store.pass_hours(25);
+        world.prune();
+        assert!(world.restored(&kept.id) == body);
+    }
+    world.store.pass_hours(49);
+    let ranges = repo.join("backups").join(&kept.id).join("files.ranges");
+    std::fs::remove_file(ranges).unwrap();
+    let before = world.files();
+    let err = prune(&world.repository(), &world.options()).unwrap_err();
+    assert!(
+        err.to_string().contains(&kept.id) && err.to_string().contains("nothing is deleted"),
+        "{err}"
+    );
+    let mut after = world.files();
+    after.remove(&repo.join("reserve"));
+    assert!(
+        before
+            .iter()
+            .all(|(path, bytes)| path.ends_with("reserve") || after.get(path) == Some(bytes))
+    );
+}
+
+#[test]
+fn a_prune_that_does_not_wait_refuses_beside_a_run_and_deletes_at_once_without() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let body = noise.pages(200);
+    let dropped = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&dropped.id).unwrap();
+    let repository = world.repository();
+    let under_way = repository
+        .begin("20010909T000000Z-000001", host.state(), 3)
+        .unwrap();
+    world.store.pass_hours(2);
+    let packs = world.packs();
+    let err = world.prune_now().unwrap_err().to_string();
+    let this = lifeboat::repository::host_name();
+    assert!(
+        err.contains("20010909T000000Z-000001")
+            && err.contains(&this)
+            && err.contains("120 minutes"),
+        "{err}"
+    );
+    assert_eq!(world.packs(), packs);
+    drop(under_way);
+    let report = world.prune_now().unwrap();
+    assert_eq!(report.deleted.packs, packs.len() as u64);
+    assert!(world.packs().is_empty());
+    assert!(world.store.list("locks").unwrap().is_empty());
+    // A lock that was left behind holds backups up for a day and no longer.
+    world.store.put("locks/gc", b"{}").unwrap();
+    assert!(
+        world
+            .prune_now()
+            .unwrap_err()
+            .to_string()
+            .contains("is being pruned")
+    );
+    world.store.pass_hours(24);
+    let kept = host.backup(&world.repository(), &body);
+    world.prune_now().unwrap();
+    assert!(world.restored(&kept.id) == body);
+}
+
+#[test]
+fn a_run_that_sleeps_too_long_is_closed_and_cannot_commit() {
+    let world = World::new();
+    let (host, other) = (world.host("a"), world.host("b"));
+    let mut noise = Noise(SEED);
+    let body = noise.pages(200);
+    let first = host.backup(&world.repository(), &body);
+    // It refers to what the first one stored, and falls asleep right before it commits.
+    let repository = world.repository();
+    let pruning = std::sync::Arc::new(world);
+    let sleeper = std::sync::Arc::clone(&pruning);
+    pruning.store.before_put("manifest.json", move || {
+        sleeper.repository().drop_backup(&first.id).unwrap();
+        for _ in 0..3 {
+            sleeper.store.pass_hours(49);
+            sleeper.prune();
+        }
+        assert!(
+            sleeper.packs().is_empty(),
+            "nothing was deleted while it slept"
+        );
+    });
+    let err = host.try_backup(&repository, &body).unwrap_err().to_string();
+    assert!(err.contains("more than a day"), "{err}");
+    let world = pruning;
+    assert_eq!(world.repository().backups().unwrap(), Vec::<String>::new());
+    let script = world.root.path().join("repo/RECOVER.sh");
+    let listed = std::process::Command::new("sh")
+        .arg(script)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+    // Its place stays taken, and nobody else is in the way of anything.
+    let next = other.backup(&world.repository(), &body);
+    world.prune_through();
+    assert!(world.restored(&next.id) == body);
+    let files = world.store.list("backups").unwrap();
+    assert_eq!(
+        files.iter().filter(|entry| entry.size == 5).count(),
+        1,
+        "{files:?}"
+    );
+    assert_eq!(files.len(), 4, "{files:?}");
+    // A repack that sleeps as long moves nothing.
+    world.assert_good();
+}
+
+#[test]
+fn a_full_disk_gets_its_space_back() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let quota = 48 * 1024 * 1024;
+    world.store.set_quota(quota);
+    let mut body = noise.pages(1200);
+    let first = host.backup(&world.repository(), &body);
+    world.prune();
+    assert!(world.store.open("reserve").is_ok(), "no reserve was made");
+    let fill = |body: &mut Vec<u8>, noise: &mut Noise| {
+        let mut made = Vec::new();
+        loop {
+            *body = noise.pages(1200);
+            match host.try_backup(&world.repository(), body) {
+                Ok(manifest) => made.push(manifest.id),
+                Err(err) => {
+                    assert!(err.to_string().contains("no storage space"), "{err}");
+                    return made;
+                }
+            }
+        }
+    };
+    let made = fill(&mut body, &mut noise);
+    // To the last byte.
+    world.store.set_quota(world.store.used_bytes());
+    assert_eq!(world.store.free_bytes(), Some(0));
+    world.repository().drop_backup(&first.id).unwrap();
+    for id in &made {
+        world.repository().drop_backup(id).unwrap();
+    }
+    let report = world.prune_now().unwrap();
+    assert!(report.deleted.bytes > 3 * 1200 * 8192, "{report:?}");
+    world.store.set_quota(quota);
+    world.prune();
+    assert!(world.store.open("reserve").is_ok(), "the reserve is gone");
+    let again = host.backup(&world.repository(), &body);
+    assert!(world.restored(&again.id) == body);
+}
+
+#[test]
+fn what_the_store_refuses_to_delete_is_kept_and_said() {
+    let world = World::new();
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let body = noise.pages(200);
+    let dropped = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&dropped.id).unwrap();
+    world.store.pass_hours(25);
+    world.prune();
+    world.store.pass_hours(49);
+    world.store.refuse_deletes(true);
+    let packs = world.packs();
+    let report = world.prune();
+    assert_eq!(report.refused, packs.iter().cloned().collect::<Vec<_>>());
+    assert_eq!(world.packs(), packs);
+    // It stays in the trash: nobody refers to a pack that may go at any time.
+    let kept = host.backup(&world.repository(), &body);
+    assert!(kept.stored_bytes > 200 * 8192);
+    world.store.refuse_deletes(false);
+    let report = world.prune();
+    assert_eq!(report.deleted.packs, packs.len() as u64);
+    assert!(world.restored(&kept.id) == body);
+}
+
+#[test]
+fn an_encrypted_repository_is_pruned_by_a_host_that_cannot_read_it() {
+    let identity = age::x25519::Identity::generate();
+    let state = tempfile::tempdir().unwrap();
+    let write_only = Keys {
+        public_keys: vec![identity.to_public().to_string()],
+        state: Some(state.path().to_owned()),
+        ..Keys::none()
+    };
+    let all = Keys {
+        identity: Some(Secret::new(identity.to_string().expose_secret())),
+        ..write_only.clone()
+    };
+    let world = World::with_keys(write_only.clone());
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let mut body = noise.pages(400);
+    let first = host.backup(&world.repository(), &body);
+    noise.change(&mut body, 0..300);
+    let second = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&first.id).unwrap();
+    // The reader repacks, the writer deletes what was moved away, and both find their way.
+    let reader = world.repository_with(&all);
+    world.store.pass_hours(25);
+    let report = prune(&world.repository(), &world.options()).unwrap();
+    assert_eq!(report.repacked.packs, 0);
+    assert!(
+        report.notes[0].contains("cannot decrypt"),
+        "{:?}",
+        report.notes
+    );
+    let report = prune(&reader, &world.options()).unwrap();
+    assert_eq!(report.repacked.packs, 1, "{report:?}");
+    world.store.pass_hours(49);
+    let report = world.prune();
+    assert_eq!(report.deleted.packs, 1, "{report:?}");
+    assert!(world::restored(&reader, &second.id) == body);
+    assert!(world.pack_bytes() < 420 * 8192);
+    let again = host.backup(&world.repository(), &body);
+    assert!(world::restored(&reader, &again.id) == body);
+}
+
+#[test]
+fn two_hosts_back_up_while_prunes_run_without_a_pause() {
+    let seed = std::env::var("LIFEBOAT_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| rand::random::<u64>() | 1);
+    eprintln!("LIFEBOAT_SEED={seed}");
+    let world = World::new();
+    let done = AtomicUsize::new(0);
+    let kept: Vec<Kept> = std::thread::scope(|scope| {
+        let hosts: Vec<_> = ["a", "b"]
+            .into_iter()
+            .enumerate()
+            .map(|(number, name)| {
+                let (world, done) = (&world, &done);
+                let mut noise = Noise(seed.wrapping_add(number as u64 + 1) | 1);
+                scope.spawn(move || {
+                    let kept = back_up_and_drop(world, name, &mut noise);
+                    done.fetch_add(1, Ordering::SeqCst);
+                    kept
+                })
+            })
+            .collect();
+        let mut noise = Noise(seed.wrapping_mul(3) | 1);
+        while done.load(Ordering::SeqCst) < hosts.len() {
+            if noise.below(8) == 0 {
+                world.store.pass_hours(1);
+            }
+            if noise.below(4) == 0 {
+                // Beside a run it refuses, and when its lock grew old meanwhile; both are told by a sentence.
+                if let Err(err) = world.prune_now() {
+                    let said = err.to_string();
+                    assert!(
+                        said.contains("nobody may be at work")
+                            || said.contains("nothing was deleted"),
+                        "{said}"
+                    );
+                }
+            } else {
+                world.prune();
+            }
+        }
+        hosts.into_iter().map(|host| host.join().unwrap()).collect()
+    });
+    let committed: usize = kept.iter().map(Vec::len).sum();
+    assert!(committed > 0, "no backup was committed");
+    world.prune_through();
+    world.prune_through();
+    for (id, body) in kept.iter().flatten() {
+        assert!(world.restored(id) == *body, "{id}");
+    }
+    world.assert_good();
+    let (stored, live) = (
+        world.pack_bytes(),
+        distinct_bytes(kept.iter().flatten().map(|(_, body)| body)),
+    );
+    assert!(stored * 10 <= live * 16, "stored {stored}, live {live}");
+}
+
+/// Backs a changing relation up, and keeps the last three that were committed.
+fn back_up_and_drop(world: &World, name: &str, noise: &mut Noise) -> Kept {
+    let host = world.host(name);
+    let mut body = noise.pages(150);
+    let mut kept = Vec::new();
+    for _ in 0..12 {
+        let changed: Vec<usize> = (0..30).map(|_| noise.below(150)).collect();
+        noise.change(&mut body, changed);
+        match host.try_backup(&world.repository(), &body) {
+            Ok(manifest) => {
+                kept.push((manifest.id, body.clone()));
+            }
+            Err(err) => assert!(err.to_string().contains("nothing was committed"), "{err}"),
+        }
+        // The other host's run may now be over before it comes to commit.
+        world
+            .store
+            .pass_hours(i64::try_from(noise.below(20)).unwrap());
+        while kept.len() > 3 {
+            let (oldest, _) = kept.remove(0);
+            world.repository().drop_backup(&oldest).unwrap();
+        }
+    }
+    kept
+}

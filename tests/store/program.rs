@@ -1,0 +1,76 @@
+//! The program itself, with its repository in a bucket.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use super::noise;
+use super::server::{PASSWORD, Server, USER};
+
+fn run(server: &Server, root: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lifeboat"))
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::null())
+        .env("PATH", "/usr/bin:/bin")
+        .env("DOCKER_HOST", "none")
+        .env("LIFEBOAT_REPOSITORY", "s3://lifeboat/program")
+        .env("LIFEBOAT_STATE", root.join("state"))
+        .env("LIFEBOAT_DATA", root.join("data"))
+        .env("LIFEBOAT_PROJECT_DIR", root.join("project"))
+        .env("AWS_ENDPOINT_URL", server.url())
+        .env("AWS_ACCESS_KEY_ID", USER)
+        .env("AWS_SECRET_ACCESS_KEY", PASSWORD)
+        .output()
+        .unwrap()
+}
+
+fn good(server: &Server, root: &Path, args: &[&str]) -> String {
+    let output = run(server, root, args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn backups_go_into_the_bucket_and_come_back_out_of_it() {
+    let server = Server::shared();
+    let dir = tempfile::tempdir().unwrap();
+    let (root, server) = (dir.path(), &*server);
+    std::fs::create_dir_all(root.join("data/notes")).unwrap();
+    // More than one pack.
+    let bytes = noise(30_000_000, 11);
+    std::fs::write(root.join("data/notes/a.bin"), &bytes).unwrap();
+    let said = good(server, root, &["doctor"]);
+    assert!(said.contains("s3://lifeboat/program, new"), "{said}");
+    good(server, root, &["backup"]);
+    std::fs::write(root.join("data/notes/b.txt"), "second\n").unwrap();
+    good(server, root, &["backup"]);
+    let list: serde_json::Value =
+        serde_json::from_str(&good(server, root, &["list", "--json"])).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 2, "{list}");
+    good(server, root, &["verify", "--full"]);
+    let said = good(server, root, &["doctor"]);
+    assert!(said.contains("s3://lifeboat/program, 2 backups"), "{said}");
+    let tar = run(
+        server,
+        root,
+        &["export", "latest", "notes", "--compress", "none"],
+    );
+    assert!(tar.status.success(), "{tar:?}");
+    let out = tempfile::tempdir().unwrap();
+    std::fs::write(out.path().join("all.tar"), &tar.stdout).unwrap();
+    let status = Command::new("tar")
+        .arg("-xf")
+        .arg(out.path().join("all.tar"))
+        .arg("-C")
+        .arg(out.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let found = Command::new("find")
+        .arg(out.path())
+        .args(["-name", "a.bin"])
+        .output()
+        .unwrap();
+    let path = String::from_utf8(found.stdout).unwrap();
+    assert!(std::fs::read(path.trim()).unwrap() == bytes);
+}

@@ -23,6 +23,7 @@
 //! moved/<run>/                             where the pieces of packs went that a run rewrote ([`moves`])
 //! damaged/<sha256>                         a pack that verify found damaged: nothing new refers to it
 //! leases/<run>  trash/<prune>  locks/gc    who counts on what is there, and what goes ([`lease`])
+//! clock  reserve                           S3: its time tells the bucket's; a disk: room for a prune when full
 //! ```
 //! Files end with `.age` where the repository is encrypted. What a reader believes carries a seal
 //! ([`crypto`]); a pack's name is the SHA-256 of its file, so `sha256sum` verifies packs without a key.
@@ -30,13 +31,15 @@
 //! # Commit
 //!
 //! Lease → packs → index → ranges → list of packs → the lease is still good → manifest → lease removed →
-//! local cache. A run that takes too long finds its manifest's place taken by a prune ([`lease`]). Each file is durable before the next is begun. Until the manifest exists, nothing of the
-//! backup is listed; what was stored is only unreferenced. Nothing that is committed is ever changed: a
-//! prune deletes what no manifest names, and what it or a repair rewrites is found through `moved/`.
+//! local cache. Each file is durable before the next is begun. Until the manifest exists, nothing of the
+//! backup is listed; what was stored is only unreferenced. A run that takes more than a day finds its
+//! manifest's place taken by a prune ([`lease`]). Nothing that is committed is ever changed: a prune deletes
+//! what no manifest names, and what it or a repair rewrites is found through `moved/`.
 
 pub mod copy;
 pub mod crypto;
 pub mod cutter;
+mod error;
 pub mod frame;
 pub mod index;
 pub mod keys;
@@ -61,7 +64,6 @@ pub mod vault;
 pub mod verify;
 
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -71,6 +73,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Secret;
 use crypto::Sealed;
+pub use error::RepositoryError;
 use keys::{Keys, RepositoryConfig};
 use manifest::{ArchiveRecord, Manifest};
 use reader::ArchiveReader;
@@ -85,91 +88,6 @@ const CONFIG_KEY: &str = "config.json";
 const CONFIG_LIMIT_BYTES: u64 = 64 * 1024;
 const MANIFEST_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 const RANGES_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
-
-/// What went wrong with the repository.
-#[derive(Debug, thiserror::Error)]
-pub enum RepositoryError {
-    #[error("{0}")]
-    Invalid(String),
-    #[error("{what}: {source}")]
-    Io {
-        what: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error(
-        "there is no repository in {0} yet: the first backup makes it. If there should be one, check the mount and LIFEBOAT_REPOSITORY"
-    )]
-    NoRepository(String),
-    #[error("{0} is not in the repository")]
-    Missing(String),
-    #[error("{0} exists already")]
-    Exists(String),
-    /// The store did not do it: unreachable, refusing, or out of order.
-    #[error("{what}: {why}")]
-    Remote {
-        what: String,
-        why: String,
-        transient: bool,
-    },
-    #[error("{0} was kept: the store lets nobody delete it, or not with these credentials")]
-    Refused(String),
-    #[error("the run was asked to stop; nothing was committed")]
-    Stopped,
-    #[error("pack {pack} is damaged: {why}")]
-    Damaged { pack: PackName, why: String },
-    #[error(
-        "{0} was not written by a holder of the repository's keys, or it is damaged: its seal is wrong"
-    )]
-    Forged(String),
-    #[error(
-        "this host holds only public keys (AGE_PUBLIC_KEYS), so it can write backups and not read them: set AGE_IDENTITY_FILE, or run this where the identity is"
-    )]
-    NoIdentity,
-}
-
-impl RepositoryError {
-    pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
-        let mut what = what.into();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                what.push_str(" (the disk is full: free some space, or lower BACKUP_KEEP_*; nothing was committed)");
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                what.push_str(" (it is mounted read-only: mount it writable)");
-            }
-            io::ErrorKind::PermissionDenied => {
-                what.push_str(" (check the owner and mode of the mounted directory)");
-            }
-            _ => {}
-        }
-        Self::Io { what, source }
-    }
-
-    /// Whether the same may succeed a while later.
-    pub const fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Remote {
-                transient: true,
-                ..
-            }
-        )
-    }
-
-    /// Whether a deletion was refused (credentials without the right, object lock): the file is still there.
-    pub const fn is_refused(&self) -> bool {
-        matches!(self, Self::Refused(_))
-    }
-
-    /// The repository's content, not the way to it, is at fault.
-    pub const fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            Self::Damaged { .. } | Self::Missing(_) | Self::Forged(_)
-        )
-    }
-}
 
 /// A pack's name: the SHA-256 of its file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,6 +12,7 @@ mod members;
 #[path = "support/small.rs"]
 mod small;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -273,7 +274,7 @@ fn make_all(out: &Path) {
         for (name, stream) in &streams {
             let (id, archive) = name.split_once('/').unwrap();
             let digest = hex(&Sha256::digest(stream));
-            digests += &format!("{} {id} {archive} {digest}\n", lock.name());
+            writeln!(digests, "{} {id} {archive} {digest}", lock.name()).unwrap();
         }
         pack(dir.path(), lock.name(), out);
         if lock == Lock::Plain {

@@ -1,17 +1,16 @@
 //! The prune on real repositories: what nobody needs goes, and nothing else.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "prune/hosts.rs"]
+mod hosts;
 #[path = "prune/store.rs"]
 mod store;
 #[path = "prune/world.rs"]
 mod world;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
-use age::secrecy::ExposeSecret;
-use lifeboat::config::Secret;
-use lifeboat::repository::keys::Keys;
 use lifeboat::repository::prune::{Amount, Options, prune};
 use lifeboat::repository::store::Store;
 use world::{Noise, World, archive_of, distinct_bytes};
@@ -153,6 +152,52 @@ fn what_was_repacked_reads_as_before_through_every_move() {
 }
 
 #[test]
+fn a_backup_that_commits_in_the_moment_of_a_repack_keeps_what_it_needs() {
+    let world = Arc::new(World::new());
+    let host = world.host("a");
+    let mut noise = Noise(SEED);
+    let old = noise.pages(400);
+    let first = host.backup(&world.repository(), &old);
+    // A machine that was copied knows the first backup, and nothing later.
+    let copy = Arc::new(world.host("c"));
+    for file in std::fs::read_dir(host.state()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.state().join(file.file_name())).unwrap();
+    }
+    let mut body = old.clone();
+    noise.change(&mut body, 0..250);
+    let second = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&first.id).unwrap();
+    world.store.pass_hours(25);
+    let (committing, at, copied) = (Arc::clone(&world), Arc::clone(&copy), old.clone());
+    world.store.before_put("/packs", move || {
+        let manifest = at.backup(&committing.repository(), &copied);
+        assert!(manifest.stored_bytes < 40_000, "it stored what it knew");
+    });
+    assert_eq!(world.prune().repacked.packs, 1);
+    let third = world.repository().backups().unwrap();
+    let third = third.iter().find(|id| **id != second.id).unwrap().clone();
+    for _ in 0..3 {
+        world.prune_through();
+    }
+    assert!(world.restored(&second.id) == body && world.restored(&third) == old);
+    // A second run moves the pack for all who want a part of it.
+    let mut newer = old;
+    noise.change(&mut newer, 150..400);
+    let fourth = copy.backup(&world.repository(), &newer);
+    world.repository().drop_backup(&third).unwrap();
+    let moved = world.prune_through().repacked.packs;
+    assert!(moved >= 1, "the pack did not move again");
+    assert!(world.restored(&second.id) == body && world.restored(&fourth.id) == newer);
+    for id in [&second.id, &fourth.id] {
+        assert!(world.recovered(id) == archive_of(&world.repository(), id));
+    }
+    world.assert_good();
+    let live = distinct_bytes([&body, &newer]);
+    assert!(world.pack_bytes() * 10 <= live * 14);
+}
+
+#[test]
 fn a_backup_whose_list_of_packs_is_gone_is_asked_itself_and_if_it_cannot_tell_nothing_goes() {
     let world = World::new();
     let host = world.host("a");
@@ -247,8 +292,8 @@ fn a_run_that_sleeps_too_long_is_closed_and_cannot_commit() {
     let first = host.backup(&world.repository(), &body);
     // It refers to what the first one stored, and falls asleep right before it commits.
     let repository = world.repository();
-    let pruning = std::sync::Arc::new(world);
-    let sleeper = std::sync::Arc::clone(&pruning);
+    let pruning = Arc::new(world);
+    let sleeper = Arc::clone(&pruning);
     pruning.store.before_put("manifest.json", move || {
         sleeper.repository().drop_backup(&first.id).unwrap();
         for _ in 0..3 {
@@ -349,131 +394,4 @@ fn what_the_store_refuses_to_delete_is_kept_and_said() {
     let report = world.prune();
     assert_eq!(report.deleted.packs, packs.len() as u64);
     assert!(world.restored(&kept.id) == body);
-}
-
-#[test]
-fn an_encrypted_repository_is_pruned_by_a_host_that_cannot_read_it() {
-    let identity = age::x25519::Identity::generate();
-    let state = tempfile::tempdir().unwrap();
-    let write_only = Keys {
-        public_keys: vec![identity.to_public().to_string()],
-        state: Some(state.path().to_owned()),
-        ..Keys::none()
-    };
-    let all = Keys {
-        identity: Some(Secret::new(identity.to_string().expose_secret())),
-        ..write_only.clone()
-    };
-    let world = World::with_keys(write_only.clone());
-    let host = world.host("a");
-    let mut noise = Noise(SEED);
-    let mut body = noise.pages(400);
-    let first = host.backup(&world.repository(), &body);
-    noise.change(&mut body, 0..300);
-    let second = host.backup(&world.repository(), &body);
-    world.repository().drop_backup(&first.id).unwrap();
-    // The reader repacks, the writer deletes what was moved away, and both find their way.
-    let reader = world.repository_with(&all);
-    world.store.pass_hours(25);
-    let report = prune(&world.repository(), &world.options()).unwrap();
-    assert_eq!(report.repacked.packs, 0);
-    assert!(
-        report.notes[0].contains("cannot decrypt"),
-        "{:?}",
-        report.notes
-    );
-    let report = prune(&reader, &world.options()).unwrap();
-    assert_eq!(report.repacked.packs, 1, "{report:?}");
-    world.store.pass_hours(49);
-    let report = world.prune();
-    assert_eq!(report.deleted.packs, 1, "{report:?}");
-    assert!(world::restored(&reader, &second.id) == body);
-    assert!(world.pack_bytes() < 420 * 8192);
-    let again = host.backup(&world.repository(), &body);
-    assert!(world::restored(&reader, &again.id) == body);
-}
-
-#[test]
-fn two_hosts_back_up_while_prunes_run_without_a_pause() {
-    let seed = std::env::var("LIFEBOAT_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| rand::random::<u64>() | 1);
-    eprintln!("LIFEBOAT_SEED={seed}");
-    let world = World::new();
-    let done = AtomicUsize::new(0);
-    let kept: Vec<Kept> = std::thread::scope(|scope| {
-        let hosts: Vec<_> = ["a", "b"]
-            .into_iter()
-            .enumerate()
-            .map(|(number, name)| {
-                let (world, done) = (&world, &done);
-                let mut noise = Noise(seed.wrapping_add(number as u64 + 1) | 1);
-                scope.spawn(move || {
-                    let kept = back_up_and_drop(world, name, &mut noise);
-                    done.fetch_add(1, Ordering::SeqCst);
-                    kept
-                })
-            })
-            .collect();
-        let mut noise = Noise(seed.wrapping_mul(3) | 1);
-        while done.load(Ordering::SeqCst) < hosts.len() {
-            if noise.below(8) == 0 {
-                world.store.pass_hours(1);
-            }
-            if noise.below(4) == 0 {
-                // Beside a run it refuses, and when its lock grew old meanwhile; both are told by a sentence.
-                if let Err(err) = world.prune_now() {
-                    let said = err.to_string();
-                    assert!(
-                        said.contains("nobody may be at work")
-                            || said.contains("nothing was deleted"),
-                        "{said}"
-                    );
-                }
-            } else {
-                world.prune();
-            }
-        }
-        hosts.into_iter().map(|host| host.join().unwrap()).collect()
-    });
-    let committed: usize = kept.iter().map(Vec::len).sum();
-    assert!(committed > 0, "no backup was committed");
-    world.prune_through();
-    world.prune_through();
-    for (id, body) in kept.iter().flatten() {
-        assert!(world.restored(id) == *body, "{id}");
-    }
-    world.assert_good();
-    let (stored, live) = (
-        world.pack_bytes(),
-        distinct_bytes(kept.iter().flatten().map(|(_, body)| body)),
-    );
-    assert!(stored * 10 <= live * 16, "stored {stored}, live {live}");
-}
-
-/// Backs a changing relation up, and keeps the last three that were committed.
-fn back_up_and_drop(world: &World, name: &str, noise: &mut Noise) -> Kept {
-    let host = world.host(name);
-    let mut body = noise.pages(150);
-    let mut kept = Vec::new();
-    for _ in 0..12 {
-        let changed: Vec<usize> = (0..30).map(|_| noise.below(150)).collect();
-        noise.change(&mut body, changed);
-        match host.try_backup(&world.repository(), &body) {
-            Ok(manifest) => {
-                kept.push((manifest.id, body.clone()));
-            }
-            Err(err) => assert!(err.to_string().contains("nothing was committed"), "{err}"),
-        }
-        // The other host's run may now be over before it comes to commit.
-        world
-            .store
-            .pass_hours(i64::try_from(noise.below(20)).unwrap());
-        while kept.len() > 3 {
-            let (oldest, _) = kept.remove(0);
-            world.repository().drop_backup(&oldest).unwrap();
-        }
-    }
-    kept
 }

@@ -4,10 +4,13 @@
 //! Who sleeps is not modelled apart: between any two steps any time may pass and anybody else may act, and a
 //! crash is a sleep without end. The decisions are the program's own (`repository::prune::decide`). That the
 //! search can find what it looks for is shown by breaking the protocol, one rule at a time.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+// The arms of an actor are its program: two steps may do the same.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::match_same_arms)]
 
 #[path = "prune_model/protocol.rs"]
 mod protocol;
+#[path = "prune_model/prunes.rs"]
+mod prunes;
 #[path = "prune_model/search.rs"]
 mod search;
 #[path = "prune_model/world.rs"]

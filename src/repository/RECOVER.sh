@@ -64,23 +64,43 @@ unpacked() {
 	fi
 }
 
-# Where the pieces of a pack went: first what runs say of which every pack is there or moved on.
-moved_pieces() {
-	: >"$work/moved.others"
+# The lists of where the pieces of a pack went; only those of runs that came to their end count.
+moves() {
 	for file in "$repo"/moved/*/"$1$age"; do
-		run=$(dirname "$file")
-		committed "$run/packs" && [ -e "$file" ] || continue
-		plain "moved/$(basename "$run")/$1" | sed '/^#/d' >"$work/moved.one"
-		whole=yes
-		for to in $(cut -d' ' -f3 "$work/moved.one" | sort -u); do
-			[ -e "$repo/$(pack_name "$to")$age" ] && continue
-			for next in "$repo"/moved/*/"$to$age"; do
-				[ -e "$next" ] || whole=
-			done
-		done
-		if [ -n "$whole" ]; then cat "$work/moved.one"; else cat "$work/moved.one" >>"$work/moved.others"; fi
+		[ -e "$file" ] && committed "$(dirname "$file")/packs" || continue
+		printf '%s\n' "$(basename "$(dirname "$file")")"
 	done
-	cat "$work/moved.others"
+}
+
+pieces() {
+	plain "moved/$1/$2" | sed '/^#/d'
+}
+
+# Whether a run put a pack's pieces only where they still are, or moved on from.
+whole() (
+	for to in $(pieces "$1" "$2" | cut -d' ' -f3 | sort -u); do
+		there "$to" || exit 1
+	done
+)
+
+there() {
+	[ ! -e "$repo/$(pack_name "$1")$age" ] || return 0
+	for run in $(moves "$1"); do
+		! whole "$run" "$1" || return 0
+	done
+	return 1
+}
+
+# Where the pieces of a pack went. Of several runs that moved it those come first whose packs are there.
+moved_pieces() {
+	runs=$(moves "$1")
+	case $runs in
+	*[[:space:]]*)
+		for run in $runs; do ! whole "$run" "$1" || pieces "$run" "$1"; done
+		for run in $runs; do whole "$run" "$1" || pieces "$run" "$1"; done
+		;;
+	?*) pieces "$runs" "$1" ;;
+	esac
 }
 
 # Replaces pieces of packs that were rewritten by where they are now.

@@ -65,7 +65,8 @@ impl MoveList {
 
     /// Where the pieces of `pack` went; `None` when it never moved.
     ///
-    /// Two runs may have moved the same pack for different backups. Pieces that are still there come first.
+    /// Several runs may have moved the same pack. Of those that lead to nothing but packs that are there, any
+    /// holds what a backup wants that it was made for; the others may lead to packs that nobody needed any more.
     pub fn find(&self, vault: &Vault, pack: PackName) -> Result<Option<Moved>, RepositoryError> {
         let Some(runs) = self.0.get(&pack) else {
             return Ok(None);
@@ -75,16 +76,17 @@ impl MoveList {
             .map(|run| vault.pieces(run, pack))
             .collect::<Result<Vec<_>, _>>()?;
         if moves.len() > 1 {
-            let mut whole = BTreeMap::new();
-            for (at, moved) in moves.iter().enumerate() {
-                whole.insert(at, self.is_whole(vault, moved)?);
+            let (mut known, mut others) = (HashMap::new(), Vec::new());
+            let mut whole = Vec::new();
+            for moved in moves {
+                if self.is_whole(vault, &moved, &mut known)? {
+                    whole.push(moved);
+                } else {
+                    others.push(moved);
+                }
             }
-            let mut order: Vec<usize> = (0..moves.len()).collect();
-            order.sort_by_key(|at| !whole.get(at).copied().unwrap_or(false));
-            moves = order
-                .into_iter()
-                .filter_map(|at| moves.get(at).cloned())
-                .collect();
+            whole.append(&mut others);
+            moves = whole;
         }
         Ok(moves.into_iter().reduce(|mut first, next| {
             first.fill(&next);
@@ -92,20 +94,43 @@ impl MoveList {
         }))
     }
 
-    /// Every pack that it names is there, or moved on.
-    fn is_whole(&self, vault: &Vault, moved: &Moved) -> Result<bool, RepositoryError> {
+    /// Every pack that it names is there, or moved on as a whole.
+    fn is_whole(
+        &self,
+        vault: &Vault,
+        moved: &Moved,
+        known: &mut HashMap<PackName, bool>,
+    ) -> Result<bool, RepositoryError> {
         let packs: BTreeSet<PackName> = moved.pieces().iter().map(|p| p.place.pack).collect();
         for pack in packs {
-            if self.holds(pack) {
-                continue;
-            }
-            match vault.store.open(&vault.pack_key(pack)) {
-                Ok(_) => {}
-                Err(RepositoryError::Missing(_)) => return Ok(false),
-                Err(other) => return Err(other),
+            if !self.is_there(vault, pack, known)? {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    fn is_there(
+        &self,
+        vault: &Vault,
+        pack: PackName,
+        known: &mut HashMap<PackName, bool>,
+    ) -> Result<bool, RepositoryError> {
+        if let Some(there) = known.get(&pack) {
+            return Ok(*there);
+        }
+        // A circle leads nowhere.
+        known.insert(pack, false);
+        let mut there = match vault.store.open(&vault.pack_key(pack)) {
+            Ok(_) => true,
+            Err(RepositoryError::Missing(_)) => false,
+            Err(other) => return Err(other),
+        };
+        for run in self.0.get(&pack).into_iter().flatten() {
+            there = there || self.is_whole(vault, &vault.pieces(run, pack)?, known)?;
+        }
+        known.insert(pack, there);
+        Ok(there)
     }
 }
 

@@ -49,16 +49,21 @@ pub struct Schedule {
 struct State {
     chance: Chance,
     processes: Vec<Status>,
+    /// How often each comes next: with a slow one among fast ones, whole runs pass between two of its calls.
+    pace: Vec<usize>,
     /// Hours by which the store's clock was put forward.
     jumps: Vec<usize>,
 }
 
 impl Schedule {
     pub fn new(root: &Path, seed: u64, processes: usize) -> Arc<Self> {
+        let mut chance = Chance::new(seed);
+        let pace = (0..processes).map(|_| 1 << (2 * chance.below(4))).collect();
         Arc::new(Self {
             root: root.to_owned(),
             state: Mutex::new(State {
-                chance: Chance::new(seed),
+                chance,
+                pace,
                 processes: vec![Status::Running; processes],
                 jumps: Vec::new(),
             }),
@@ -92,7 +97,14 @@ impl Schedule {
             grow_older(&self.root, Duration::from_mins(hours as u64 * 60 + 7));
             state.jumps.push(hours);
         }
-        let next = waiting[state.chance.below(waiting.len())];
+        let all = waiting.iter().map(|at| state.pace[*at]).sum();
+        let mut lot = state.chance.below(all);
+        let drawn = waiting.iter().find(|at| {
+            let passed = lot >= state.pace[**at];
+            lot = lot.saturating_sub(if passed { state.pace[**at] } else { 0 });
+            !passed
+        });
+        let next = *drawn.expect("the lot is below the sum");
         state.processes[next] = Status::Running;
         self.changed.notify_all();
     }

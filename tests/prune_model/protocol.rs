@@ -5,7 +5,7 @@
 
 use lifeboat::repository::prune::decide;
 
-use super::world::{ACTORS, AGED, Actor, BLOCKS, Commit, NONE, TRASHES, Trash, World, age, bits};
+use super::world::{ACTORS, Actor, BLOCKS, Commit, NONE, World, age, bits};
 
 /// An actor's step when its program has ended.
 pub const DONE: u8 = 0xFF;
@@ -39,6 +39,8 @@ pub enum Fence {
 
 /// The protocol, and how it can be broken.
 #[derive(Clone, Copy, Debug)]
+// Each is a rule of its own that can be broken.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Protocol {
     pub backups: Fence,
     pub moves: Fence,
@@ -125,39 +127,39 @@ impl Setting {
 }
 
 /// One actor about to do one step.
-struct Turn<'a> {
-    protocol: Protocol,
-    number: usize,
+pub struct Turn<'a> {
+    pub protocol: Protocol,
+    pub number: usize,
     /// Whether there can be moves.
     repacks: bool,
-    world: World,
+    pub world: World,
     out: &'a mut Vec<World>,
 }
 
 impl Turn<'_> {
-    fn me(&mut self) -> &mut Actor {
+    pub fn me(&mut self) -> &mut Actor {
         &mut self.world.actors[self.number]
     }
 
-    fn step(&self) -> u8 {
+    pub fn step(&self) -> u8 {
         self.world.actors[self.number].step
     }
 
-    fn seen(&self, at: usize) -> u8 {
+    pub fn seen(&self, at: usize) -> u8 {
         self.world.actors[self.number].seen[at]
     }
 
-    fn note(&mut self, at: usize, what: u8) {
+    pub fn note(&mut self, at: usize, what: u8) {
         self.me().seen[at] = what;
     }
 
     /// The step that lists moves, or the one after it where there are none.
-    fn list_moves(&self, step: u8) -> u8 {
+    pub fn list_moves(&self, step: u8) -> u8 {
         if self.repacks { step } else { step + 1 }
     }
 
     /// Ends the step; the program goes on at `step`.
-    fn go(&mut self, step: u8) {
+    pub fn go(&mut self, step: u8) {
         self.me().step = step;
         if step == DONE {
             self.me().seen = [0; 8];
@@ -169,11 +171,11 @@ impl Turn<'_> {
         self.world.leases[usize::from(run)] = Some(0);
     }
 
-    fn delete_lease(&mut self, run: u8) {
+    pub fn delete_lease(&mut self, run: u8) {
         self.world.leases[usize::from(run)] = None;
     }
 
-    fn lock_is_heeded(&self) -> bool {
+    pub fn lock_is_heeded(&self) -> bool {
         self.world
             .lock
             .is_some_and(|(_, ticks)| decide::lock_is_heeded(age(ticks)))
@@ -184,7 +186,7 @@ impl Turn<'_> {
     }
 
     /// Puts what commits a run, unless something is there.
-    fn commit(&mut self, run: u8, what: Commit) -> bool {
+    pub fn commit(&mut self, run: u8, what: Commit) -> bool {
         let place = &mut self.world.commits[usize::from(run)];
         let free = *place == Commit::Absent;
         if free {
@@ -299,251 +301,6 @@ impl Turn<'_> {
         if matches!(place, Commit::Backup(_)) {
             *place = Commit::Dropped;
             self.go(DONE);
-        }
-    }
-
-    fn mark(&mut self, trash: u8) {
-        match self.step() {
-            0 => {
-                self.note(0, self.world.present() & !self.world.trashed());
-                self.go(self.list_moves(1));
-            }
-            1 => {
-                self.note(1, self.world.moves());
-                self.go(2);
-            }
-            2 => {
-                let dead = self.seen(0) & !self.world.live(self.world.backups(), self.seen(1));
-                self.note(1, 0);
-                self.note(0, dead);
-                self.go(if dead == 0 { DONE } else { 3 });
-            }
-            _ => {
-                let packs = self.seen(0);
-                self.put_trash(trash, packs);
-                self.go(DONE);
-            }
-        }
-    }
-
-    fn put_trash(&mut self, trash: u8, packs: u8) {
-        self.world.trashes[usize::from(trash)] = Trash {
-            age: Some(0),
-            packs,
-        };
-    }
-
-    /// Notes the trash files that are due, and what is in them.
-    fn note_trash(&mut self, due: impl Fn(u8) -> bool) -> bool {
-        let mut files = 0;
-        for at in 0..TRASHES {
-            let trash = self.world.trashes[at];
-            if trash.age.is_some_and(&due) {
-                files |= 1 << at;
-                self.note(5 + at, trash.packs);
-            }
-        }
-        self.note(0, files);
-        files != 0
-    }
-
-    fn sweep(&mut self) {
-        let last = self.protocol.lists_backups_last;
-        match self.step() {
-            0 => {
-                let early = self.protocol.sweeps_after;
-                let due = |ticks| {
-                    early.map_or(decide::is_due(age(ticks), [], true), |after| ticks > after)
-                };
-                if self.note_trash(due) {
-                    self.go(1);
-                }
-            }
-            1 => {
-                self.note(1, self.world.present());
-                self.go(if last { 2 } else { self.list_moves(5) });
-            }
-            2 => {
-                let (living, dead) = self.leases();
-                self.note(2, dead);
-                if self.protocol.sweeps_after.is_none() {
-                    self.keep_guarded(&living);
-                }
-                self.go(match (self.seen(0), dead) {
-                    (0, _) => DONE,
-                    (_, 0) if last => self.list_moves(5),
-                    (_, 0) => 7,
-                    _ => 3,
-                });
-            }
-            3 | 4 => self.fence(if last { self.list_moves(5) } else { 7 }),
-            5 => {
-                self.note(3, self.world.moves());
-                self.go(6);
-            }
-            6 => {
-                self.condemn();
-                self.go(if last { 7 } else { 2 });
-            }
-            _ => self.delete(7, DONE),
-        }
-    }
-
-    /// Ages of living leases, and the runs whose leases are dead.
-    fn leases(&self) -> (Vec<u8>, u8) {
-        let (mut living, mut dead) = (Vec::new(), 0);
-        for (run, lease) in self.world.leases.iter().enumerate() {
-            match lease {
-                Some(ticks) if decide::is_dead(age(*ticks)) => dead |= 1 << run,
-                Some(ticks) => living.push(*ticks),
-                None => {}
-            }
-        }
-        (living, dead)
-    }
-
-    /// Trash that is not older than a living lease is left alone.
-    fn keep_guarded(&mut self, living: &[u8]) {
-        let mut files = self.seen(0);
-        for at in bits(files) {
-            // A file that another sweep has deleted meanwhile is as old as any.
-            let ticks = self.world.trashes[usize::from(at)].age.unwrap_or(AGED);
-            if !decide::is_due(age(ticks), living.iter().map(|lease| age(*lease)), true) {
-                files &= !(1 << at);
-                self.note(5 + usize::from(at), 0);
-            }
-        }
-        self.note(0, files);
-    }
-
-    /// One dead run at a time: step 3 puts `void`, step 4 deletes the lease.
-    fn fence(&mut self, then: u8) {
-        let dead = self.seen(2);
-        let run = u8::try_from(dead.trailing_zeros()).unwrap();
-        if self.step() == 3 {
-            // The same key would hold a backup's manifest or a repack's move.
-            let fence = if usize::from(run) < super::MOVING_RUNS_FROM {
-                self.protocol.backups
-            } else {
-                self.protocol.moves
-            };
-            if fence == Fence::Void {
-                self.commit(run, Commit::Void);
-            }
-            self.go(4);
-            return;
-        }
-        self.delete_lease(run);
-        self.note(2, dead & !(1 << run));
-        self.go(if self.seen(2) == 0 { then } else { 3 });
-    }
-
-    /// Notes the packs to delete: trashed, there, and not live.
-    fn condemn(&mut self) {
-        let live = self.world.live(self.world.backups(), self.seen(3));
-        let trashed = (0..TRASHES).fold(0, |mask, at| mask | self.seen(5 + at));
-        let there = self.seen(1);
-        self.note(1, there & trashed & !live);
-        self.note(3, 0);
-        for at in 0..TRASHES {
-            self.note(5 + at, 0);
-        }
-    }
-
-    /// Deletes a pack, or a trash file, at a time.
-    fn delete(&mut self, step: u8, then: u8) {
-        let (files, packs) = (self.seen(0), self.seen(1));
-        let packs_first = self.protocol.trash_goes_last;
-        if packs != 0 && (packs_first || files == 0) {
-            let pack = packs.trailing_zeros();
-            self.world.packs[pack as usize].there = false;
-            self.note(1, packs & !(1 << pack));
-        } else if files != 0 {
-            let file = files.trailing_zeros();
-            self.world.trashes[file as usize] = Trash::default();
-            self.note(0, files & !(1 << file));
-        }
-        let left = self.seen(0) | self.seen(1);
-        self.go(if left == 0 { then } else { step });
-    }
-
-    fn now(&mut self, trash: u8) {
-        let me = u8::try_from(self.number).unwrap();
-        match self.step() {
-            0 | 1 if self.world.lock.is_none() => {
-                self.world.lock = Some((me, 0));
-                self.go(2);
-            }
-            // A stale one is taken over: deleted, then put.
-            0 if !self.lock_is_heeded() => {
-                self.world.lock = None;
-                self.go(1);
-            }
-            0 => {}
-            1 => self.go(DONE),
-            2 => {
-                let (living, dead) = self.leases();
-                self.note(2, dead);
-                self.go(match (living.is_empty(), dead) {
-                    (false, _) => 20,
-                    (true, 0) => 5,
-                    (true, _) => 3,
-                });
-            }
-            3 | 4 => self.fence(5),
-            5 => {
-                self.note(1, self.world.present() & !self.world.trashed());
-                self.go(self.list_moves(6));
-            }
-            6 | 12 => {
-                self.note(3, self.world.moves());
-                let next = self.step() + 1;
-                self.go(next);
-            }
-            7 => {
-                let dead = self.seen(1) & !self.world.live(self.world.backups(), self.seen(3));
-                self.note(3, 0);
-                self.note(1, dead);
-                self.go(if dead == 0 { 9 } else { 8 });
-            }
-            8 => {
-                let packs = self.seen(1);
-                self.note(1, 0);
-                self.put_trash(trash, packs);
-                self.go(9);
-            }
-            // Listed before the lock is looked at: a file that comes later may be of a prune that lost it.
-            9 => {
-                let any = self.note_trash(|ticks| decide::is_due(age(ticks), [], false));
-                self.go(if any { 10 } else { 20 });
-            }
-            10 => {
-                let (own, ticks) = self
-                    .world
-                    .lock
-                    .map_or((false, 0), |(owner, ticks)| (owner == me, ticks));
-                let holds = decide::lock_holds(own, age(ticks));
-                self.go(if holds || !self.protocol.checks_lock {
-                    11
-                } else {
-                    20
-                });
-            }
-            11 => {
-                self.note(1, self.world.present());
-                self.go(self.list_moves(12));
-            }
-            13 => {
-                self.condemn();
-                self.go(14);
-            }
-            14 => self.delete(14, 20),
-            20 if self.world.lock.is_some_and(|(owner, _)| owner == me) => self.go(21),
-            20 => self.go(DONE),
-            _ => {
-                self.world.lock = None;
-                self.go(DONE);
-            }
         }
     }
 

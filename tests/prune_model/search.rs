@@ -1,6 +1,6 @@
 //! Visits every state that can be reached, nearest first.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -19,17 +19,17 @@ pub struct Searched {
 
 /// Searches from `start`; stops at the first state in which a committed backup cannot be read.
 pub fn search(setting: &Setting, start: World) -> Searched {
-    let mut known: HashMap<World, (), Fast> = HashMap::default();
+    let mut known: HashSet<World, Fast> = HashSet::default();
     let mut states = vec![start];
     let mut came_from: Vec<u32> = vec![0];
-    known.insert(start, ());
+    known.insert(start);
     let mut at = 0;
     let mut next = Vec::new();
     while at < states.len() {
         next.clear();
         setting.successors(&states[at], &mut next);
         for world in next.drain(..) {
-            if known.insert(world, ()).is_some() {
+            if !known.insert(world) {
                 continue;
             }
             states.push(world);

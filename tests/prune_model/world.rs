@@ -128,18 +128,21 @@ impl World {
 
     /// The packs that `backups` are read from, when `moves` are known: the program's own decision.
     pub fn live(&self, backups: u8, moves: u8) -> u8 {
-        let moves: Vec<Move<u8, u8>> = bits(moves)
+        let moves: Vec<(u8, Move<u8, u8>)> = bits(moves)
             .filter_map(|run| match self.commits[usize::from(run)] {
                 Commit::Move {
                     from, to, backups, ..
-                } => Some(Move {
-                    packs: BTreeMap::from([(from, BTreeSet::from([to]))]),
-                    backups: bits(backups).collect(),
-                }),
+                } => Some((
+                    run,
+                    Move {
+                        packs: BTreeMap::from([(from, BTreeSet::from([to]))]),
+                        backups: bits(backups).collect(),
+                    },
+                )),
                 _ => None,
             })
             .collect();
-        let moves = Moves::new(&moves);
+        let moves = Moves::new(moves.iter().map(|(run, one)| (run, one)));
         let mut live = 0;
         for run in bits(backups) {
             if let Commit::Backup(places) = self.commits[usize::from(run)] {
@@ -201,8 +204,8 @@ impl World {
 
     fn leads_to(&self, from: u8, block: usize, pack: u8, moves: u8, moves_left: usize) -> bool {
         from == pack || (moves_left > 0 && bits(moves).any(|run| {
-            matches!(self.commits[usize::from(run)], Commit::Move { from: moved, to, blocks, .. }
-                        if moved == from
+            matches!(self.commits[usize::from(run)], Commit::Move { from: source, to, blocks, .. }
+                        if source == from
                             && blocks & (1 << block) != 0
                             && self.leads_to(to, block, pack, moves, moves_left - 1))
         }))

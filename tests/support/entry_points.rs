@@ -193,17 +193,22 @@ pub fn manifest(bytes: &[u8]) -> bool {
     manifest.is_ok()
 }
 
-/// A ranges file, a list of packs and a list of moved pieces: all are lines of text.
+/// A ranges file, a list of packs, of moved pieces and of moved packs: all are lines of text.
 pub fn text(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let moved = Moved::decode(&text);
     if let Ok(moved) = &moved {
         drop(moved.locate(0, u64::MAX));
         for piece in moved.pieces() {
-            drop(moved.find(piece.offset, u64::MAX));
+            assert!(moved.find(piece.offset, u64::MAX).is_some());
         }
     }
+    let (files, repository) = repository();
+    let record = repository.vault().sealed_text(Sealed::Moved(ID), &text);
+    files.set(&format!("moved/{ID}/packs"), record.as_bytes());
+    let record = repository.vault().move_record(ID);
     moved.is_ok()
+        || record.is_ok()
         || ranges::decode(&text).is_ok()
         || Uses::decode(&text).is_ok()
         || text.parse::<PackName>().is_ok()
@@ -222,9 +227,9 @@ pub fn pack(bytes: &[u8]) -> bool {
     for offset in [0, 1, pack.raw_bytes() / 2, u64::MAX] {
         drop(pack.frame_at(offset, &mut decoder, &mut out));
     }
-    let decodes = pack.decode_all(&mut decoder).is_ok();
-    let described = pack.table().is_ok();
-    decodes && described
+    let frames = pack.decode_all(&mut decoder);
+    let table = pack.table();
+    frames.is_ok() && table.is_ok()
 }
 
 /// A block table as it lies in a pack and in the index.

@@ -45,18 +45,21 @@ pub struct Move<P, R> {
     pub backups: BTreeSet<R>,
 }
 
-/// All moves, by the pack that was moved.
-pub struct Moves<'a, P, R>(HashMap<P, Vec<(&'a BTreeSet<P>, &'a BTreeSet<R>)>>);
+/// A move's run, where the pack's pieces went, and the backups for which that holds.
+type MovedTo<'a, P, R> = (&'a R, &'a BTreeSet<P>, &'a BTreeSet<R>);
+
+/// All moves by the pack that was moved.
+pub struct Moves<'a, P, R>(HashMap<P, Vec<MovedTo<'a, P, R>>>);
 
 impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
-    pub fn new(moves: impl IntoIterator<Item = &'a Move<P, R>>) -> Self {
+    pub fn new(moves: impl IntoIterator<Item = (&'a R, &'a Move<P, R>)>) -> Self {
         let mut by_pack: HashMap<_, Vec<_>> = HashMap::new();
-        for one in moves {
+        for (run, one) in moves {
             for (pack, places) in &one.packs {
                 by_pack
                     .entry(*pack)
                     .or_default()
-                    .push((places, &one.backups));
+                    .push((run, places, &one.backups));
             }
         }
         Self(by_pack)
@@ -69,8 +72,9 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
 
     /// Every pack that a backup is read from, of those that its ranges name or that these lead to.
     ///
-    /// A pack that moved is not needed itself by a backup that the move looked at. A damaged one is kept, and
-    /// what was saved of it too.
+    /// A pack that moved is not needed itself by a backup that the move looked at. Of several such moves the
+    /// one with the greatest name counts: which one that is may change when another commits, and never back. A
+    /// damaged pack is kept, and all that was saved of it too.
     pub fn reach<Q>(
         &self,
         backup: &Q,
@@ -88,18 +92,21 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
             if !seen.insert(pack) {
                 continue;
             }
-            let is_damaged = damaged.contains(&pack);
             let moved = self.0.get(&pack).map(Vec::as_slice).unwrap_or_default();
-            let mut covered = false;
-            for (places, backups) in moved {
-                let covers = backups.contains(backup);
-                covered |= covers;
-                if covers || is_damaged {
-                    open.extend(places.iter().copied());
-                }
-            }
-            if !covered || is_damaged {
+            if damaged.contains(&pack) {
+                open.extend(moved.iter().flat_map(|(_, places, _)| places.iter()));
                 needed.insert(pack);
+                continue;
+            }
+            let covering = moved
+                .iter()
+                .filter(|(_, _, backups)| backups.contains(backup))
+                .max_by_key(|(run, _, _)| *run);
+            match covering {
+                Some((_, places, _)) => open.extend(places.iter()),
+                None => {
+                    needed.insert(pack);
+                }
             }
         }
         needed
@@ -194,8 +201,12 @@ mod tests {
 
     #[test]
     fn a_moved_pack_is_needed_only_by_backups_that_the_move_did_not_see() {
-        let moves = [one(1, &[2, 3], &["a", "b"]), one(2, &[4], &["a"])];
-        let moves = Moves::new(&moves);
+        let moves = [
+            ("m", one(1, &[2, 3], &["a", "b"])),
+            ("l", one(1, &[5], &["a"])),
+            ("n", one(2, &[4], &["a"])),
+        ];
+        let moves = Moves::new(moves.iter().map(|(run, one)| (run, one)));
         let named = set(&[1, 9]);
         let reach = |backup: &&str, damaged: &[u8]| -> BTreeSet<u8> {
             moves.reach(backup, named.clone(), &set(damaged))
@@ -203,13 +214,14 @@ mod tests {
         assert_eq!(reach(&"a", &[]), set(&[3, 4, 9]));
         assert_eq!(reach(&"b", &[]), set(&[2, 3, 9]));
         assert_eq!(reach(&"c", &[]), set(&[1, 9]));
-        assert_eq!(reach(&"c", &[1]), set(&[1, 2, 3, 9]));
+        assert_eq!(reach(&"c", &[1]), set(&[1, 2, 3, 5, 9]));
     }
 
     #[test]
     fn moves_in_a_circle_end() {
-        let moves = [one(1, &[2], &["a"]), one(2, &[1], &["a"])];
-        let reached = Moves::new(&moves).reach(&"a", [1], &set(&[]));
+        let moves = [("m", one(1, &[2], &["a"])), ("n", one(2, &[1], &["a"]))];
+        let moves = Moves::new(moves.iter().map(|(run, one)| (run, one)));
+        let reached = moves.reach(&"a", [1], &set(&[]));
         assert_eq!(reached, BTreeSet::new());
     }
 

@@ -3,25 +3,27 @@
 //! Which packs look mostly dead is told by the backups' lists of packs. What exactly is live is the union of
 //! all ranges of all backups; it is read under a lease, after which the moves hold for just these backups.
 
-use std::collections::hash_map::Entry;
+mod live;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::decide::{self, Share};
 use super::sizes::Sizes;
-use super::survey::{self, Close, Survey};
+use super::survey::{Close, Survey};
 use super::{Options, Report, new_run};
 use crate::repository::frame::{Decoder, FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
 use crate::repository::index::IndexWriter;
 use crate::repository::lease::{self, Lease};
-use crate::repository::moved::{MOVES_LIMIT, Moved};
+use crate::repository::moved::Moved;
 use crate::repository::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT, PackReader};
 use crate::repository::pipeline::{Pipeline, Workers};
 use crate::repository::ranges::Range;
 use crate::repository::table::{BlockId, BlockTable, PageId, Run};
 use crate::repository::vault::Vault;
 use crate::repository::{PackName, Repository, RepositoryError};
+use live::LiveParts;
 
 /// Decompressed bytes that one run copies at the most; the next prune goes on.
 const COPY_LIMIT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
@@ -87,11 +89,26 @@ pub fn repack(
     if moved.is_empty() {
         return Ok(false);
     }
-    lease.check()?;
-    repository
-        .vault()
-        .commit_moves(&run, &moved, live.backups)
-        .map_err(lease::overtaken)?;
+    if somebody_began(repository, &run)? {
+        // It may refer to the packs themselves, and then they stay and everything lies there twice.
+        say(report, BUSY);
+        return Ok(false);
+    }
+    let committed = lease.check().and_then(|()| {
+        repository
+            .vault()
+            .commit_moves(&run, &moved, live.backups)
+            .map_err(lease::overtaken)
+    });
+    match committed {
+        Ok(()) => {}
+        // It took too long. The rest of the prune goes on.
+        Err(RepositoryError::Invalid(why)) => {
+            report.notes.push(format!("nothing was repacked: {why}"));
+            return Ok(false);
+        }
+        Err(other) => return Err(other),
+    }
     for pack in moved.keys() {
         report.repacked.add(survey.size(*pack));
     }
@@ -99,6 +116,19 @@ pub fn repack(
         report.rewritten.add(bytes);
     }
     Ok(true)
+}
+
+const BUSY: &str = "packs that are mostly dead wait until no run is under way";
+
+/// Whether another run has begun since this one looked.
+fn somebody_began(repository: &Repository, own_run: &str) -> Result<bool, RepositoryError> {
+    let vault = repository.vault();
+    let own = format!("leases/{own_run}");
+    let now = vault.now()?;
+    let leases = vault.store.list("leases")?;
+    Ok(leases
+        .iter()
+        .any(|lease| lease.key != own && !decide::is_dead(now.duration_since(lease.modified))))
 }
 
 /// The packs that look mostly dead, those with the least to copy first.
@@ -117,15 +147,8 @@ fn worth(
         );
         return Ok(BTreeSet::new());
     }
-    let moved: BTreeSet<PackName> = survey
-        .moves
-        .values()
-        .flat_map(|one| one.packs.keys())
-        .copied()
-        .collect();
     let can_move = |pack: &PackName| {
         survey.packs.contains_key(pack)
-            && !moved.contains(pack)
             && !survey.damaged.contains(pack)
             && !survey.is_trashed(*pack)
             // It could not be put into the trash yet, and the next backup would refer to it again.
@@ -163,10 +186,7 @@ fn worth(
         .any(|run| run.alive && Some(run.run.as_str()) != own_run);
     if !chosen.is_empty() && others {
         // They may come to refer to a pack's dead part, and then all of it stays.
-        say(
-            report,
-            "packs that are mostly dead wait until no run is under way",
-        );
+        say(report, BUSY);
         chosen.clear();
     }
     Ok(chosen)
@@ -175,131 +195,6 @@ fn worth(
 fn say(report: &mut Report, note: &str) {
     if !report.notes.iter().any(|said| said == note) {
         report.notes.push(note.to_owned());
-    }
-}
-
-/// Which parts of the chosen packs are live.
-struct LiveParts {
-    /// Begin and end of each part, in order.
-    parts: BTreeMap<PackName, Vec<(u64, u64)>>,
-    /// The backups that were looked at.
-    backups: BTreeSet<String>,
-}
-
-/// Parts that are gathered before they are merged.
-const MERGE_AT: usize = 1 << 20;
-
-impl LiveParts {
-    fn read(
-        repository: &Repository,
-        survey: &Survey,
-        packs: BTreeSet<PackName>,
-    ) -> Result<Self, RepositoryError> {
-        let mut live = Self {
-            parts: packs.into_iter().map(|pack| (pack, Vec::new())).collect(),
-            backups: BTreeSet::new(),
-        };
-        let mut pieces = Pieces::new(repository.vault(), survey);
-        for id in &survey.backups {
-            let Some(uses) = survey::uses(repository, id)? else {
-                continue;
-            };
-            live.backups.insert(id.clone());
-            let concerned =
-                |pack: &PackName| live.parts.contains_key(pack) || pieces.runs.contains_key(pack);
-            if !uses.packs().any(|(pack, _)| concerned(&pack)) {
-                continue;
-            }
-            let read = survey::visit_ranges(repository, id, |list| {
-                for range in list.as_slice() {
-                    live.add(*range, &mut pieces)?;
-                }
-                Ok(())
-            });
-            match read {
-                // It was dropped meanwhile: what was noted of it is copied in vain.
-                Err(err) if err.is_damage() && survey::uses(repository, id)?.is_none() => {}
-                other => other?,
-            }
-        }
-        for parts in live.parts.values_mut() {
-            merge(parts);
-        }
-        Ok(live)
-    }
-
-    fn add(
-        &mut self,
-        range: Range<PackName>,
-        pieces: &mut Pieces<'_>,
-    ) -> Result<(), RepositoryError> {
-        let mut open = vec![(range, 0)];
-        while let Some((range, moves)) = open.pop() {
-            if let Some(parts) = self.parts.get_mut(&range.pack) {
-                parts.push((range.offset, range.offset + range.length));
-                if parts.len() >= MERGE_AT {
-                    merge(parts);
-                }
-            }
-            if moves < MOVES_LIMIT {
-                for next in pieces.of(range)? {
-                    open.push((next, moves + 1));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn merge(parts: &mut Vec<(u64, u64)>) {
-    parts.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (begin, end) in parts.drain(..) {
-        match merged.last_mut() {
-            Some(last) if begin <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((begin, end)),
-        }
-    }
-    *parts = merged;
-}
-
-/// Where pieces went, whichever run moved them.
-struct Pieces<'a> {
-    vault: &'a Vault,
-    runs: HashMap<PackName, Vec<String>>,
-    read: HashMap<(String, PackName), Moved>,
-}
-
-impl<'a> Pieces<'a> {
-    fn new(vault: &'a Vault, survey: &Survey) -> Self {
-        let mut runs: HashMap<_, Vec<String>> = HashMap::new();
-        for (run, record) in &survey.moves {
-            for pack in record.packs.keys() {
-                runs.entry(*pack).or_default().push(run.clone());
-            }
-        }
-        Self {
-            vault,
-            runs,
-            read: HashMap::new(),
-        }
-    }
-
-    fn of(&mut self, range: Range<PackName>) -> Result<Vec<Range<PackName>>, RepositoryError> {
-        let mut found = Vec::new();
-        for run in self.runs.get(&range.pack).into_iter().flatten() {
-            let moved = match self.read.entry((run.clone(), range.pack)) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => match self.vault.pieces(run, range.pack) {
-                    Ok(moved) => entry.insert(moved),
-                    // Nobody needed it any more.
-                    Err(RepositoryError::Missing(_)) => entry.insert(Moved::default()),
-                    Err(other) => return Err(other),
-                },
-            };
-            found.extend(moved.within(range.offset, range.length));
-        }
-        Ok(found)
     }
 }
 
@@ -498,16 +393,4 @@ fn blocks(table: &BlockTable) -> impl Iterator<Item = Block> + '_ {
             .map(|(length, id)| Block::Other(*length, *id));
         pages.chain(others)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_that_touch_are_one() {
-        let mut parts = vec![(10, 20), (0, 5), (5, 7), (15, 18), (30, 31)];
-        merge(&mut parts);
-        assert_eq!(parts, [(0, 7), (10, 20), (30, 31)]);
-    }
 }

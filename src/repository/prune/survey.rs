@@ -173,7 +173,7 @@ impl Survey {
     }
 
     fn read_backups(&mut self, repository: &Repository) -> Result<(), RepositoryError> {
-        let moves = Moves::new(self.moves.values());
+        let moves = Moves::new(&self.moves);
         for id in repository.backups()? {
             let Some(uses) = uses(repository, &id)? else {
                 continue;
@@ -359,28 +359,29 @@ pub fn uses(repository: &Repository, id: &str) -> Result<Option<Uses>, Repositor
         }
         Err(other) => return Err(other),
     };
-    // Retention drops the manifest first.
+    let mut uses = Uses::default();
+    let told = visit_ranges(repository, id, |list| {
+        uses.add(list);
+        Ok(())
+    });
+    match told {
+        Ok(()) => Ok(Some(uses)),
+        Err(_) if !is_there(repository, id)? => Ok(None),
+        Err(err) => Err(RepositoryError::Invalid(format!(
+            "it is not known which packs backup {id} needs, so nothing is deleted: {failed}; and its own lists do not tell: {err}. Run `verify`"
+        ))),
+    }
+}
+
+/// Whether the backup is still committed: retention drops the manifest first.
+pub fn is_there(repository: &Repository, id: &str) -> Result<bool, RepositoryError> {
     let key = repository
         .vault()
         .key(&crate::repository::manifest_name(id));
-    let there = repository.store().list(&format!("backups/{id}"))?;
-    if !there
+    let entries = repository.store().list(&format!("backups/{id}"))?;
+    Ok(entries
         .iter()
-        .any(|entry| entry.key == key && !is_void(entry))
-    {
-        return Ok(None);
-    }
-    let mut uses = Uses::default();
-    visit_ranges(repository, id, |list| {
-        uses.add(list);
-        Ok(())
-    })
-    .map_err(|err| {
-        RepositoryError::Invalid(format!(
-            "it is not known which packs backup {id} needs, so nothing is deleted: {failed}; and its own lists do not tell: {err}. Run `verify`"
-        ))
-    })?;
-    Ok(Some(uses))
+        .any(|entry| entry.key == key && !is_void(entry)))
 }
 
 /// Visits the ranges of all archives of a backup, lists that are kept as blocks included.

@@ -296,6 +296,57 @@ fn a_full_disk_fails_the_backup_and_leaves_the_ones_before_whole() {
 }
 
 #[test]
+fn what_retention_drops_is_pruned_on_a_full_disk_too() {
+    let place = Place::new();
+    let repo = place.path("repo");
+    let _mount = Mount::tmpfs(&repo, "size=48m");
+    let backup = |place: &Place| {
+        let output = place
+            .command(&["backup", "--json"])
+            .env("BACKUP_KEEP_LAST", "1")
+            .env("BACKUP_KEEP_DAYS", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let first = backup(&place);
+    assert_eq!(
+        first["prune"]["stored"]["bytes"],
+        first["prune"]["live"]["bytes"]
+    );
+    std::fs::write(
+        place.path("data/notes/b.bin"),
+        noise(6_000_000).split_off(3_000_000),
+    )
+    .unwrap();
+    let second = backup(&place);
+    assert_eq!(second["retention"]["drop"].as_array().unwrap().len(), 1);
+    // Young packs are left alone: a run whose lease was not seen may own them.
+    assert_eq!(second["prune"]["deleted"]["packs"], 0);
+    assert_eq!(second["prune"]["trashed"]["packs"], 0);
+    let plan = place.good(&["prune", "--now", "--dry-run"]);
+    assert!(plan.contains("would be deleted"), "{plan}");
+    // Not a byte is left.
+    let mut filler = std::fs::File::create(repo.join("filler")).unwrap();
+    let full = std::io::copy(&mut std::io::repeat(1), &mut filler).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let pruned: serde_json::Value =
+        serde_json::from_str(&place.good(&["prune", "--now", "--json"])).unwrap();
+    assert!(
+        pruned["deleted"]["bytes"].as_u64().unwrap() > 3_000_000,
+        "{pruned}"
+    );
+    assert_eq!(pruned["backups"], 1);
+    drop(filler);
+    std::fs::remove_file(repo.join("filler")).unwrap();
+    assert!(place.good(&["verify", "--full"]).contains("all good"));
+    let text = place.good(&["prune"]);
+    assert!(text.contains("put into the trash"), "{text}");
+    assert!(repo.join("reserve").exists(), "{text}");
+}
+
+#[test]
 fn a_read_only_repository_is_said_to_be_so() {
     let place = Place::new();
     let mount = Mount::tmpfs(&place.path("repo"), "size=20m");

@@ -184,7 +184,7 @@ fn the_index_is_made_anew_from_the_packs_alone() {
 fn a_damaged_part_of_the_index_is_replaced() {
     let place = Place::plain();
     let manifest = place.files(&[("a", &noise(100_000, 40))]);
-    let part = place.path(&format!("repo/index/{}-0001", manifest.id));
+    let part = place.path(&format!("repo/index/{}-0001.0", manifest.id));
     std::fs::write(&part, b"nonsense").unwrap();
     assert!(!place.verify(Depth::Structure).is_good());
     let repaired = rebuild_index(&place.repository(), false, |_, _| {}).unwrap();

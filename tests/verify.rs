@@ -83,7 +83,7 @@ fn every_sealed_file_that_is_changed_is_found_without_reading_data() {
         } else {
             ""
         };
-        let index = format!("index/{}-0001{suffix}", manifest.id);
+        let index = format!("index/{}-0001.0{suffix}", manifest.id);
         let own = |name: &str| format!("backups/{}/{name}", manifest.id);
         let files = [
             index,

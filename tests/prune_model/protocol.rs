@@ -27,53 +27,32 @@ pub enum Kind {
     Repack { run: u8, fresh: u8 },
 }
 
-/// What becomes of a run whose lease is dead.
+/// A rule of the protocol that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fence {
-    /// `void` is put where it would commit.
-    Void,
-    /// Nothing; the run looks at its lease again after it has committed.
-    LookAfter,
-    Nothing,
-}
-
-/// The protocol, and how it can be broken.
-#[derive(Clone, Copy, Debug)]
-// Each is a rule of its own that can be broken.
-#[allow(clippy::struct_excessive_bools)]
-pub struct Protocol {
-    pub backups: Fence,
-    pub moves: Fence,
-    /// Trash is swept after this long, whatever leases there are.
-    pub sweeps_after: Option<u8>,
-    pub heeds_trash: bool,
-    pub lists_backups_last: bool,
-    /// Every pack has a name of its own, not one that its content gives.
-    pub own_names: bool,
-    /// A move names the backups that it looked at.
-    pub moves_name_backups: bool,
-    pub checks_lock: bool,
-    pub trash_goes_last: bool,
-}
-
-impl Protocol {
-    pub const RIGHT: Self = Self {
-        backups: Fence::Void,
-        moves: Fence::Void,
-        sweeps_after: None,
-        heeds_trash: true,
-        lists_backups_last: true,
-        own_names: true,
-        moves_name_backups: true,
-        checks_lock: true,
-        trash_goes_last: true,
-    };
+pub enum Breach {
+    /// Trash is swept when it is more than 12 hours old, whatever leases there are.
+    SweepsEarly,
+    IgnoresTrash,
+    ListsBackupsFirst,
+    /// A pack's name is given by its content.
+    SharesNames,
+    /// Dead backups are not closed.
+    ClosesNoBackup,
+    /// The same, but a run looks at its lease again after it has committed.
+    LooksAfterCommit,
+    /// Dead repacks are not closed.
+    ClosesNoRepack,
+    /// A move is taken to hold for every backup.
+    MovesForAll,
+    /// A prune that does not wait does not look at its lock again.
+    TrustsLock,
+    TrashGoesFirst,
 }
 
 /// A universe: who acts, and by which rules.
 pub struct Setting {
     pub actors: Vec<Kind>,
-    pub protocol: Protocol,
+    pub breach: Option<Breach>,
 }
 
 impl Setting {
@@ -84,12 +63,13 @@ impl Setting {
                 continue;
             }
             let mut turn = Turn {
-                protocol: self.protocol,
+                breach: self.breach,
                 number,
-                repacks: self
-                    .actors
-                    .iter()
-                    .any(|kind| matches!(kind, Kind::Repack { .. })),
+                repacks: world.moves() != 0
+                    || self
+                        .actors
+                        .iter()
+                        .any(|kind| matches!(kind, Kind::Repack { .. })),
                 world: *world,
                 out,
             };
@@ -103,6 +83,28 @@ impl Setting {
             }
         }
         out.extend(world.tick());
+    }
+
+    /// The state when everybody has died, and one actor alone does all that it does.
+    pub fn alone(world: &World, kind: Kind) -> World {
+        let setting = Self {
+            actors: vec![kind],
+            breach: None,
+        };
+        let mut world = *world;
+        world.actors = Default::default();
+        let mut next = Vec::new();
+        while world.actors[0].step != DONE {
+            next.clear();
+            setting.successors(&world, &mut next);
+            let acted = next.iter().find(|next| next.actors != world.actors);
+            match acted {
+                Some(acted) => world = *acted,
+                // There is nothing for it to do.
+                None => break,
+            }
+        }
+        world
     }
 
     /// One line of a trace.
@@ -128,7 +130,7 @@ impl Setting {
 
 /// One actor about to do one step.
 pub struct Turn<'a> {
-    pub protocol: Protocol,
+    breach: Option<Breach>,
     pub number: usize,
     /// Whether there can be moves.
     repacks: bool,
@@ -137,6 +139,10 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    pub fn breaks(&self, rule: Breach) -> bool {
+        self.breach == Some(rule)
+    }
+
     pub fn me(&mut self) -> &mut Actor {
         &mut self.world.actors[self.number]
     }
@@ -208,10 +214,10 @@ impl Turn<'_> {
                 let trashed = self.world.trashed();
                 self.note(
                     0,
-                    if self.protocol.heeds_trash {
-                        trashed
-                    } else {
+                    if self.breaks(Breach::IgnoresTrash) {
                         0
+                    } else {
+                        trashed
                     },
                 );
                 self.go(3);
@@ -226,7 +232,7 @@ impl Turn<'_> {
             6 => {
                 let places = std::array::from_fn(|block| self.seen(1 + block));
                 let committed = self.commit(run, Commit::Backup(places));
-                let look_after = self.protocol.backups == Fence::LookAfter;
+                let look_after = self.breaks(Breach::LooksAfterCommit);
                 self.go(match (committed, look_after) {
                     (false, _) => 10,
                     (true, true) => 7,
@@ -278,7 +284,7 @@ impl Turn<'_> {
             .filter(|block| self.seen(1 + block) == fresh)
             .fold(0, |mask, block| mask | 1 << block);
         let mut name = fresh;
-        if !self.protocol.own_names {
+        if self.breaks(Breach::SharesNames) {
             let same = self
                 .world
                 .packs
@@ -342,12 +348,12 @@ impl Turn<'_> {
             }
             6 if self.lease_lives(run) => self.go(7),
             7 => {
-                let named = self.protocol.moves_name_backups;
+                let for_all = self.breaks(Breach::MovesForAll);
                 let what = Commit::Move {
                     from: self.seen(3),
                     to: fresh,
                     blocks: self.seen(4),
-                    backups: if named { self.seen(2) } else { 0xFF },
+                    backups: if for_all { 0xFF } else { self.seen(2) },
                 };
                 let committed = self.commit(run, what);
                 self.go(if committed { 8 } else { 10 });

@@ -2,7 +2,7 @@
 
 use lifeboat::repository::prune::decide;
 
-use super::protocol::{DONE, Fence, Turn};
+use super::protocol::{Breach, DONE, Turn};
 use super::world::{AGED, Commit, TRASHES, Trash, age, bits};
 
 impl Turn<'_> {
@@ -52,13 +52,11 @@ impl Turn<'_> {
     }
 
     pub fn sweep(&mut self) {
-        let last = self.protocol.lists_backups_last;
+        let last = !self.breaks(Breach::ListsBackupsFirst);
+        let early = self.breaks(Breach::SweepsEarly);
         match self.step() {
             0 => {
-                let early = self.protocol.sweeps_after;
-                let due = |ticks| {
-                    early.map_or(decide::is_due(age(ticks), [], true), |after| ticks > after)
-                };
+                let due = |ticks| (early && ticks > 1) || decide::is_due(age(ticks), [], true);
                 if self.note_trash(due) {
                     self.go(1);
                 }
@@ -70,7 +68,7 @@ impl Turn<'_> {
             2 => {
                 let (living, dead) = self.leases();
                 self.note(2, dead);
-                if self.protocol.sweeps_after.is_none() {
+                if !early {
                     self.keep_guarded(&living);
                 }
                 self.go(match (self.seen(0), dead) {
@@ -126,12 +124,12 @@ impl Turn<'_> {
         let run = u8::try_from(dead.trailing_zeros()).unwrap();
         if self.step() == 3 {
             // The same key would hold a backup's manifest or a repack's move.
-            let fence = if usize::from(run) < super::MOVING_RUNS_FROM {
-                self.protocol.backups
+            let left_open = if usize::from(run) < super::MOVING_RUNS_FROM {
+                self.breaks(Breach::ClosesNoBackup) || self.breaks(Breach::LooksAfterCommit)
             } else {
-                self.protocol.moves
+                self.breaks(Breach::ClosesNoRepack)
             };
-            if fence == Fence::Void {
+            if !left_open {
                 self.commit(run, Commit::Void);
             }
             self.go(4);
@@ -157,7 +155,7 @@ impl Turn<'_> {
     /// Deletes a pack, or a trash file, at a time.
     fn delete(&mut self, step: u8, then: u8) {
         let (files, packs) = (self.seen(0), self.seen(1));
-        let packs_first = self.protocol.trash_goes_last;
+        let packs_first = !self.breaks(Breach::TrashGoesFirst);
         if packs != 0 && (packs_first || files == 0) {
             let pack = packs.trailing_zeros();
             self.world.packs[pack as usize].there = false;
@@ -184,7 +182,6 @@ impl Turn<'_> {
                 self.go(1);
             }
             0 => {}
-            1 => self.go(DONE),
             2 => {
                 let (living, dead) = self.leases();
                 self.note(2, dead);
@@ -227,7 +224,7 @@ impl Turn<'_> {
                     .lock
                     .map_or((false, 0), |(owner, ticks)| (owner == me, ticks));
                 let holds = decide::lock_holds(own, age(ticks));
-                self.go(if holds || !self.protocol.checks_lock {
+                self.go(if holds || self.breaks(Breach::TrustsLock) {
                     11
                 } else {
                     20
@@ -243,7 +240,7 @@ impl Turn<'_> {
             }
             14 => self.delete(14, 20),
             20 if self.world.lock.is_some_and(|(owner, _)| owner == me) => self.go(21),
-            20 => self.go(DONE),
+            1 | 20 => self.go(DONE),
             _ => {
                 self.world.lock = None;
                 self.go(DONE);

@@ -17,8 +17,12 @@ pub struct Searched {
     pub violation: Option<String>,
 }
 
-/// Searches from `start`; stops at the first state in which a committed backup cannot be read.
-pub fn search(setting: &Setting, start: World) -> Searched {
+/// Searches from `start`; stops at the first state in which `fault` finds something.
+pub fn search(
+    setting: &Setting,
+    start: World,
+    fault: impl Fn(&World) -> Option<String>,
+) -> Searched {
     let mut known: HashSet<World, Fast> = HashSet::default();
     let mut states = vec![start];
     let mut came_from: Vec<u32> = vec![0];
@@ -34,7 +38,7 @@ pub fn search(setting: &Setting, start: World) -> Searched {
             }
             states.push(world);
             came_from.push(u32::try_from(at).unwrap());
-            if let Some(fault) = world.fault() {
+            if let Some(fault) = fault(&world) {
                 return Searched {
                     states: states.len(),
                     violation: Some(trace(setting, &states, &came_from, &fault)),

@@ -97,6 +97,15 @@ impl World {
         (next != *self).then_some(next)
     }
 
+    /// As old as everything gets.
+    pub fn aged(&self) -> Self {
+        let mut world = *self;
+        while let Some(older) = world.tick() {
+            world = older;
+        }
+        world
+    }
+
     pub fn present(&self) -> u8 {
         (0..PACKS)
             .filter(|at| self.packs[*at].there)
@@ -203,11 +212,12 @@ impl World {
     }
 
     fn leads_to(&self, from: u8, block: usize, pack: u8, moves: u8, moves_left: usize) -> bool {
-        from == pack || (moves_left > 0 && bits(moves).any(|run| {
-            matches!(self.commits[usize::from(run)], Commit::Move { from: source, to, blocks, .. }
-                        if source == from
+        from == pack
+            || (moves_left > 0 && bits(moves).any(|run| {
+                matches!(self.commits[usize::from(run)], Commit::Move { from: left, to, blocks, .. }
+                        if left == from
                             && blocks & (1 << block) != 0
                             && self.leads_to(to, block, pack, moves, moves_left - 1))
-        }))
+            }))
     }
 }

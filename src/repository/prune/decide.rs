@@ -45,21 +45,27 @@ pub struct Move<P, R> {
     pub backups: BTreeSet<R>,
 }
 
-/// A move's run, where the pack's pieces went, and the backups for which that holds.
-type MovedTo<'a, P, R> = (&'a R, &'a BTreeSet<P>, &'a BTreeSet<R>);
-
 /// All moves by the pack that was moved.
-pub struct Moves<'a, P, R>(HashMap<P, Vec<MovedTo<'a, P, R>>>);
+pub struct Moves<'a, P, R>(HashMap<P, Vec<Away<'a, P, R>>>);
+
+/// Where a run put a pack's pieces, and for which backups.
+struct Away<'a, P, R> {
+    run: &'a R,
+    places: &'a BTreeSet<P>,
+    backups: &'a BTreeSet<R>,
+}
 
 impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
     pub fn new(moves: impl IntoIterator<Item = (&'a R, &'a Move<P, R>)>) -> Self {
         let mut by_pack: HashMap<_, Vec<_>> = HashMap::new();
         for (run, one) in moves {
+            let backups = &one.backups;
             for (pack, places) in &one.packs {
-                by_pack
-                    .entry(*pack)
-                    .or_default()
-                    .push((run, places, &one.backups));
+                by_pack.entry(*pack).or_default().push(Away {
+                    run,
+                    places,
+                    backups,
+                });
             }
         }
         Self(by_pack)
@@ -94,16 +100,16 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
             }
             let moved = self.0.get(&pack).map(Vec::as_slice).unwrap_or_default();
             if damaged.contains(&pack) {
-                open.extend(moved.iter().flat_map(|(_, places, _)| places.iter()));
+                open.extend(moved.iter().flat_map(|away| away.places));
                 needed.insert(pack);
                 continue;
             }
             let covering = moved
                 .iter()
-                .filter(|(_, _, backups)| backups.contains(backup))
-                .max_by_key(|(run, _, _)| *run);
+                .filter(|away| away.backups.contains(backup))
+                .max_by_key(|away| away.run);
             match covering {
-                Some((_, places, _)) => open.extend(places.iter()),
+                Some(away) => open.extend(away.places),
                 None => {
                     needed.insert(pack);
                 }

@@ -37,7 +37,9 @@ pub fn plan(
 ) -> Result<(), RepositoryError> {
     for pack in worth(repository, survey, options, None, report)? {
         report.repacked.add(survey.size(pack));
-        if !survey.is_fresh(pack) {
+        if options.now {
+            report.deleted.add(survey.size(pack));
+        } else {
             report.trashed.add(survey.size(pack));
         }
     }
@@ -151,8 +153,8 @@ fn worth(
         survey.packs.contains_key(pack)
             && !survey.damaged.contains(pack)
             && !survey.is_trashed(*pack)
-            // It could not be put into the trash yet, and the next backup would refer to it again.
-            && !survey.is_fresh(*pack)
+            // A fresh one cannot be put into the trash yet, and the next backup would refer to it again.
+            && (options.now || !survey.is_fresh(*pack))
     };
     let names = survey
         .used_bytes

@@ -310,16 +310,14 @@ fn close_run(
     note: Option<&LeaseNote>,
     lease: &str,
 ) -> Result<(), RepositoryError> {
-    // Who cannot be asked what it is may be either.
-    let moves = note.is_none_or(|note| note.moves);
-    let backs_up = note.is_none_or(|note| !note.moves);
-    let mut keys = Vec::new();
-    if backs_up {
-        keys.push(vault.key(&crate::repository::manifest_name(run)));
-    }
-    if moves {
-        keys.push(moves::record_key(run));
-    }
+    let keys = match note {
+        Some(note) if note.run == run => vec![note.commit_key(vault)],
+        // Who cannot be asked what it is may be either.
+        _ => vec![
+            vault.key(&crate::repository::manifest_name(run)),
+            moves::record_key(run),
+        ],
+    };
     for key in keys {
         match vault.store.put(&key, VOID) {
             // It has committed, or another prune has closed it.

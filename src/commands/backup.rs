@@ -15,7 +15,8 @@ use crate::archive::{ArchiveWriter, SealedArchive};
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
 use crate::repository::session::{ArchiveNotes, Backup, BackupNotes, new_id};
-use crate::repository::{Repository, RepositoryError, store};
+use crate::repository::store::{self, Store};
+use crate::repository::{Repository, RepositoryError};
 use crate::retention::{self, Candidate, Decision};
 use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
@@ -129,14 +130,22 @@ fn guard_secrets(context: &Context, repository: &Repository) -> anyhow::Result<(
     if repository.is_encrypted() {
         return Ok(());
     }
-    let place = repository.store().describe();
-    anyhow::ensure!(
-        !repository.store().is_remote() || context.config.plaintext_secrets,
-        "the repository in {place} is remote and not encrypted, and a backup holds passwords and keys (.env, n8n's key, Ollama's key): \
-         set AGE_PASSPHRASE and begin a new repository, or agree with BACKUP_PLAINTEXT_SECRETS=yes"
-    );
+    let store = &**repository.store();
+    refuse_plain_remote(context, store)?;
     tracing::warn!(
-        "the repository in {place} is not encrypted: whoever reads it reads the stack's passwords and keys; AGE_PASSPHRASE encrypts a new one"
+        "the repository in {} is not encrypted: whoever reads it reads the stack's passwords and keys; AGE_PASSPHRASE encrypts a new one",
+        store.describe()
+    );
+    Ok(())
+}
+
+/// Before a repository is made, too: one that nobody agreed to would be in the way of an encrypted one.
+fn refuse_plain_remote(context: &Context, store: &dyn Store) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !store.is_remote() || context.config.plaintext_secrets,
+        "the repository in {} is remote and would not be encrypted, and a backup holds passwords and keys (.env, n8n's key, Ollama's key): \
+         set AGE_PASSPHRASE for a new repository, or agree with BACKUP_PLAINTEXT_SECRETS=yes",
+        store.describe()
     );
     Ok(())
 }
@@ -163,6 +172,9 @@ fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Re
             repository.id()
         ),
         (Err(RepositoryError::NoRepository(_)), None) => {
+            if !context.config.keys.encrypts() {
+                refuse_plain_remote(context, &*store)?;
+            }
             Repository::open_or_init(store, &context.config.keys)?
         }
         (opened, _) => opened?,

@@ -7,7 +7,15 @@ use super::noise;
 use super::server::{PASSWORD, Server, USER};
 
 fn run(server: &Server, root: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lifeboat"))
+    command(server, root, args)
+        .env("AGE_PASSPHRASE", "of the bucket")
+        .output()
+        .unwrap()
+}
+
+fn command(server: &Server, root: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+    command
         .args(args)
         .env_clear()
         .stdin(Stdio::null())
@@ -19,9 +27,8 @@ fn run(server: &Server, root: &Path, args: &[&str]) -> Output {
         .env("LIFEBOAT_PROJECT_DIR", root.join("project"))
         .env("AWS_ENDPOINT_URL", server.url())
         .env("AWS_ACCESS_KEY_ID", USER)
-        .env("AWS_SECRET_ACCESS_KEY", PASSWORD)
-        .output()
-        .unwrap()
+        .env("AWS_SECRET_ACCESS_KEY", PASSWORD);
+    command
 }
 
 fn good(server: &Server, root: &Path, args: &[&str]) -> String {
@@ -41,6 +48,11 @@ fn backups_go_into_the_bucket_and_come_back_out_of_it() {
     std::fs::write(root.join("data/notes/a.bin"), &bytes).unwrap();
     let said = good(server, root, &["doctor"]);
     assert!(said.contains("s3://lifeboat/program, new"), "{said}");
+    // Without a key nothing is stored in a place that others keep.
+    let refused = command(server, root, &["backup"]).output().unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success());
+    assert!(told.contains("BACKUP_PLAINTEXT_SECRETS"), "{told}");
     good(server, root, &["backup"]);
     std::fs::write(root.join("data/notes/b.txt"), "second\n").unwrap();
     good(server, root, &["backup"]);

@@ -48,7 +48,7 @@ fn now() -> String {
 #[test]
 fn bind_mounts_come_back_whole_and_the_repository_can_be_opened_by_hand() {
     let mut project = Project::new("bind", "bind", "postgres");
-    round_trip(&mut project, "360000");
+    round_trip(&mut project, "780000");
 
     // A second backup of a gigabyte at rest stores next to nothing and reads no data file again.
     project.backup();

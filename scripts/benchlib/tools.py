@@ -78,7 +78,7 @@ def lifeboat(work, binary, cluster=None, encrypted=False, env=None):
 def is_encrypted(tool):
     """Whether Lifeboat's repository says that it is."""
     config = json.loads((tool.repository / "config.json").read_text())
-    return config.get("mode") == "age"
+    return config.get("encryption") == "age"
 
 
 def tar_with(work, key, name, pack, unpack):

@@ -1,6 +1,9 @@
 //! Encryption and genuineness: who can read a repository, who can write to it, and that nobody else can.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/notes.rs"]
+mod notes;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,11 +17,11 @@ use lifeboat::archive::EntryMeta;
 use lifeboat::config::Secret;
 use lifeboat::repository::keys::Keys;
 use lifeboat::repository::manifest::Manifest;
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes, new_id};
+use lifeboat::repository::session::{BackupNotes, new_id};
 use lifeboat::repository::store::LocalStore;
 use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::repository::{Repository, RepositoryError};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
+use notes::notes;
 
 const NEEDLE: &str = "N8N_ENCRYPTION_KEY=the needle in the haystack";
 
@@ -116,23 +119,6 @@ impl Place {
         paths.retain(|path| path.to_str().unwrap().contains(part));
         assert_eq!(paths.len(), 1, "{part}: {paths:?}");
         paths.remove(0)
-    }
-}
-
-fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
     }
 }
 

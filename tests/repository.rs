@@ -1,6 +1,9 @@
 //! The repository through its public face: what goes in comes out, economically, and damage is found.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/notes.rs"]
+mod notes;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -11,26 +14,9 @@ use lifeboat::archive::{ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange};
 use lifeboat::repository::Repository;
 use lifeboat::repository::lease::usable_packs;
 use lifeboat::repository::manifest::Manifest;
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes, new_id};
+use lifeboat::repository::session::{BackupNotes, new_id};
 use lifeboat::repository::verify::{Depth, Scope, verify};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
-
-fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
-    }
-}
+use notes::notes;
 
 /// A repository, a state directory and a data directory.
 struct Place {

@@ -182,7 +182,7 @@ pub const VARIABLES: &[Variable] = &[
         "LIFEBOAT_REPOSITORY_ID",
         "",
         "5f3c...",
-        "The id the repository must have (`show` prints it): one that was exchanged is refused.",
+        "The id the repository must have (`key show` prints it): one that was exchanged is refused.",
     ),
     secret(
         "AGE_PASSPHRASE",

@@ -1,5 +1,8 @@
 //! A repository, the hosts that back up to it, and the book of what must be in it.
 
+#[path = "../support/notes.rs"]
+mod notes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
@@ -14,13 +17,13 @@ use lifeboat::archive::{Cut, EntryMeta, OnChange};
 use lifeboat::config::Secret;
 use lifeboat::repository::keys::Keys;
 use lifeboat::repository::prune::{Options, Report, prune};
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes};
+use lifeboat::repository::session::BackupNotes;
 use lifeboat::repository::store::{LocalStore, Store};
 use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::repository::{Repository, RepositoryError};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
 
 use crate::schedule::{Chance, grow_older};
+use notes::notes;
 
 const PAGE_BYTES: usize = 512;
 const PAGE: Cut = Cut::Pages(512);
@@ -356,23 +359,6 @@ fn unfinished(dir: &Path) -> usize {
 
 fn plain(err: impl std::error::Error) -> RepositoryError {
     RepositoryError::Invalid(err.to_string())
-}
-
-fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
-    }
 }
 
 /// Reads every archive of a backup to its end.

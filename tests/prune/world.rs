@@ -1,5 +1,8 @@
 //! Hosts that back a relation up into one repository.
 
+#[path = "../support/notes.rs"]
+mod notes;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::error::Error;
 use std::io::Read;
@@ -12,13 +15,13 @@ use lifeboat::archive::{Cut, OnChange};
 use lifeboat::repository::keys::Keys;
 use lifeboat::repository::manifest::Manifest;
 use lifeboat::repository::prune::{Options, Report, prune};
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes, new_id};
+use lifeboat::repository::session::{BackupNotes, new_id};
 use lifeboat::repository::store::{LocalStore, Store};
 use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::repository::{Repository, RepositoryError};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
 
 use super::store::TestStore;
+use notes::notes;
 
 pub const PAGE: usize = 8192;
 
@@ -206,23 +209,6 @@ impl Host {
         )?;
         let sealed = archive.seal()?;
         Ok(backup.commit(vec![(sealed, notes())], BackupNotes::default())?)
-    }
-}
-
-fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
     }
 }
 

@@ -1,7 +1,9 @@
 //! A repository with its state and data directories, and ways to make and harm backups.
 #![allow(dead_code, clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+#[path = "notes.rs"]
+mod notes;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,28 +14,11 @@ use lifeboat::config::Secret;
 use lifeboat::repository::keys::Keys;
 use lifeboat::repository::lease::usable_packs;
 use lifeboat::repository::manifest::Manifest;
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes, new_id};
+use lifeboat::repository::session::{BackupNotes, new_id};
 use lifeboat::repository::store::{LocalStore, Store};
 use lifeboat::repository::verify::{Depth, Scope, VerifyReport, verify};
 use lifeboat::repository::{PackName, Repository};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
-
-pub fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
-    }
-}
+pub use notes::notes;
 
 pub struct Place {
     pub root: tempfile::TempDir,

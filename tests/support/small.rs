@@ -1,20 +1,22 @@
 //! A repository of some kilobytes that has everything a repository has, and what must be read from it.
 
+#[path = "notes.rs"]
+mod notes;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use lifeboat::archive::{Cut, EntryMeta, OnChange};
 use lifeboat::repository::keys::Keys;
-use lifeboat::repository::session::{ArchiveNotes, BackupNotes};
+use lifeboat::repository::session::BackupNotes;
 use lifeboat::repository::store::LocalStore;
 use lifeboat::repository::{Repository, RepositoryError};
-use lifeboat::services::{PointInTime, ServiceKind, ServiceReport};
 
 use crate::members::members;
+use notes::notes;
 
 const PAGE_BYTES: usize = 256;
 
@@ -80,23 +82,6 @@ fn backup(
     }
     let archives = vec![(db, notes()), (archive.seal().unwrap(), notes())];
     backup.commit(archives, BackupNotes::default()).unwrap();
-}
-
-fn notes() -> ArchiveNotes {
-    ArchiveNotes {
-        kind: ServiceKind::Volume,
-        container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
-        report: ServiceReport {
-            version: "1".into(),
-            counts: BTreeMap::new(),
-            facts: serde_json::Value::Null,
-            warnings: vec![],
-        },
-    }
 }
 
 /// Every archive of a backup, by name, or the first error.

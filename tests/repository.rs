@@ -202,9 +202,7 @@ fn an_unchanged_file_is_neither_read_nor_stored_again() {
         second.stored_bytes
     );
     assert_eq!(place.extracted(&second), files_below(&place.data()));
-    assert!(
-        first.archives[0].stream_blake3.is_some() && second.archives[0].stream_blake3.is_none()
-    );
+    assert!(first.archives[0].stream_xxh3.is_some() && second.archives[0].stream_xxh3.is_none());
 }
 
 #[test]

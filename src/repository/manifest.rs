@@ -57,9 +57,10 @@ pub struct ArchiveRecord {
     pub raw_bytes: u64,
     pub read_bytes: u64,
     pub stored_bytes: u64,
-    /// BLAKE3 of the whole stream; absent when unchanged files were spliced in unread.
+    /// XXH3 (128 bits) of the whole stream; absent when unchanged files were spliced in unread. It shows a
+    /// stream put together wrongly, no more: what vouches for the bytes are seals and the names of packs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stream_blake3: Option<String>,
+    pub stream_xxh3: Option<String>,
     /// SHA-256 of the ranges file.
     pub ranges_sha256: String,
 }

@@ -385,7 +385,7 @@ fn record(sealed: &SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
         read_bytes: sealed.read_bytes,
         stored_bytes: sealed.stored_bytes,
         ranges_sha256: sha256_hex(sealed.ranges_text.as_bytes()),
-        stream_blake3: sealed.stream_blake3.clone(),
+        stream_xxh3: sealed.stream_xxh3.clone(),
         name: sealed.name.clone(),
     }
 }

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
 use super::manifest::ArchiveRecord;
 use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT};
@@ -36,7 +38,7 @@ pub struct Sink {
     raw_bytes: u64,
     read_bytes: u64,
     /// Of the whole stream, until something is spliced in unread.
-    stream_hash: Option<blake3::Hasher>,
+    stream_hash: Option<Xxh3>,
 }
 
 /// A place in the stream to come back to.
@@ -44,7 +46,7 @@ pub struct Mark {
     ranges: usize,
     last_length: u64,
     raw_bytes: u64,
-    stream_hash: Option<blake3::Hasher>,
+    stream_hash: Option<Xxh3>,
 }
 
 /// A finished archive: proof that all its packs are in the store. The commit asks for it.
@@ -59,7 +61,7 @@ pub struct SealedArchive {
     pub(super) uses: Uses,
     pub(super) raw_bytes: u64,
     pub(super) read_bytes: u64,
-    pub(super) stream_blake3: Option<String>,
+    pub(super) stream_xxh3: Option<String>,
 }
 
 impl SealedArchive {
@@ -97,7 +99,7 @@ impl Sink {
             ranges: RangeList::default(),
             raw_bytes: 0,
             read_bytes: 0,
-            stream_hash: Some(blake3::Hasher::new()),
+            stream_hash: Some(Xxh3::new()),
         })
     }
 
@@ -239,10 +241,10 @@ impl Sink {
     /// Publishes what is open and writes the ranges file, as blocks when it is long.
     pub fn seal(mut self) -> Result<SealedArchive, RepositoryError> {
         self.publish_open()?;
-        let stream_blake3 = self
+        let stream_xxh3 = self
             .stream_hash
             .take()
-            .map(|hash| hash.finalize().to_string());
+            .map(|hash| format!("{:032x}", hash.digest128()));
         let (raw_bytes, read_bytes) = (self.raw_bytes, self.read_bytes);
         let (mut depth, mut uses) = (0, Uses::default());
         let mut list = self.named(&self.ranges)?;
@@ -268,7 +270,7 @@ impl Sink {
             uses,
             raw_bytes,
             read_bytes,
-            stream_blake3,
+            stream_xxh3,
         })
     }
 

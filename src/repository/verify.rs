@@ -378,7 +378,7 @@ impl<'a> Look<'a> {
                 .filter(|a| self.scope.holds(&a.name))
             {
                 let user = (manifest.id.clone(), record.name.clone());
-                let Some(expected) = &record.stream_blake3 else {
+                let Some(expected) = &record.stream_xxh3 else {
                     continue;
                 };
                 if known.contains(&user) {
@@ -434,14 +434,14 @@ fn stream_digest(
     record: &ArchiveRecord,
 ) -> Result<String, RepositoryError> {
     let mut stream = repository.archive(manifest, record)?;
-    let mut hash = blake3::Hasher::new();
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
     let mut buffer = vec![0; reader::PIECE_BYTES];
     loop {
         let count = stream
             .read(&mut buffer)
             .map_err(|e| RepositoryError::io("read the archive", e))?;
         match buffer.get(..count) {
-            Some([]) | None => return Ok(hash.finalize().to_string()),
+            Some([]) | None => return Ok(format!("{:032x}", hash.digest128())),
             Some(piece) => {
                 hash.update(piece);
             }

@@ -142,7 +142,7 @@ fn record(kind: ServiceKind, name: &str) -> ArchiveRecord {
         raw_bytes: 1_500_000_000,
         read_bytes: 0,
         stored_bytes: 1,
-        stream_blake3: None,
+        stream_xxh3: None,
         ranges_sha256: String::new(),
     }
 }

@@ -134,6 +134,32 @@ struct FramePlace {
     stored_len: u32,
 }
 
+/// One frame as it is stored.
+pub(super) struct StoredFrame {
+    pub pack: PackName,
+    /// Where its decoded bytes begin in the pack's.
+    pub start: u64,
+    raw_len: u32,
+    stored_start: u64,
+    bytes: Vec<u8>,
+}
+
+impl StoredFrame {
+    /// Length of its decoded bytes.
+    pub fn raw_len(&self) -> u64 {
+        u64::from(self.raw_len)
+    }
+
+    pub fn decode(&self, decoder: &mut Decoder, out: &mut Vec<u8>) -> Result<(), RepositoryError> {
+        decoder
+            .decode(&self.bytes, self.raw_len as usize, out)
+            .map_err(|e| RepositoryError::Damaged {
+                pack: self.pack,
+                why: format!("the frame at byte {}: {e}", self.stored_start),
+            })
+    }
+}
+
 /// A pack open for reading.
 pub struct PackReader {
     name: PackName,
@@ -181,6 +207,16 @@ impl PackReader {
         self.frames.get(after).map(|frame| frame.raw_start)
     }
 
+    /// Reads the frame that holds `offset`.
+    pub(super) fn stored_frame(&mut self, offset: u64) -> Result<StoredFrame, RepositoryError> {
+        let after = self
+            .frames
+            .partition_point(|f| f.raw_start + u64::from(f.raw_len) <= offset);
+        let place = self.frames.get(after).copied();
+        let place = place.ok_or_else(|| self.damaged(format!("it ends before byte {offset}")))?;
+        self.read(place)
+    }
+
     /// Decodes the frame that holds `offset` into `out`; returns where the frame begins.
     pub fn frame_at(
         &mut self,
@@ -188,19 +224,9 @@ impl PackReader {
         decoder: &mut Decoder,
         out: &mut Vec<u8>,
     ) -> Result<u64, RepositoryError> {
-        let after = self
-            .frames
-            .partition_point(|f| f.raw_start + u64::from(f.raw_len) <= offset);
-        let place = self
-            .frames
-            .get(after)
-            .copied()
-            .ok_or_else(|| RepositoryError::Damaged {
-                pack: self.name,
-                why: format!("it ends before byte {offset}"),
-            })?;
-        self.decode(place, decoder, out)?;
-        Ok(place.raw_start)
+        let frame = self.stored_frame(offset)?;
+        frame.decode(decoder, out)?;
+        Ok(frame.start)
     }
 
     /// Visits every frame in order: as it is stored, and decoded.
@@ -211,8 +237,9 @@ impl PackReader {
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), RepositoryError>,
     ) -> Result<(), RepositoryError> {
         for place in self.frames.clone() {
-            let stored = self.decode(place, decoder, raw)?;
-            visit(&stored, raw)?;
+            let stored = self.read(place)?;
+            stored.decode(decoder, raw)?;
+            visit(&stored.bytes, raw)?;
         }
         Ok(())
     }
@@ -221,7 +248,7 @@ impl PackReader {
     pub fn decode_all(&mut self, decoder: &mut Decoder) -> Result<(), RepositoryError> {
         let mut out = Vec::new();
         for place in self.frames.clone() {
-            self.decode(place, decoder, &mut out)?;
+            self.read(place)?.decode(decoder, &mut out)?;
         }
         Ok(())
     }
@@ -249,18 +276,18 @@ impl PackReader {
         check_name(name, vault.store.fetch(&vault.pack_key(name))?.as_mut())
     }
 
-    fn decode(
-        &mut self,
-        place: FramePlace,
-        decoder: &mut Decoder,
-        out: &mut Vec<u8>,
-    ) -> Result<Vec<u8>, RepositoryError> {
-        let mut stored = vec![0; place.stored_len as usize];
+    fn read(&mut self, place: FramePlace) -> Result<StoredFrame, RepositoryError> {
+        let mut bytes = vec![0; place.stored_len as usize];
         self.blob
-            .read_exact_at(&mut stored, place.stored_start)
-            .and_then(|()| decoder.decode(&stored, place.raw_len as usize, out))
+            .read_exact_at(&mut bytes, place.stored_start)
             .map_err(|e| self.damaged(format!("the frame at byte {}: {e}", place.stored_start)))?;
-        Ok(stored)
+        Ok(StoredFrame {
+            pack: self.name,
+            start: place.raw_start,
+            raw_len: place.raw_len,
+            stored_start: place.stored_start,
+            bytes,
+        })
     }
 
     fn damaged(&self, why: String) -> RepositoryError {

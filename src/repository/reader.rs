@@ -1,6 +1,8 @@
 //! Reads an archive's tar stream back out of the packs.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod ahead;
+mod packs;
+
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -9,17 +11,13 @@ use tokio::io::AsyncRead;
 use tokio_util::bytes::Bytes;
 use tokio_util::io::StreamReader;
 
-use super::frame::Decoder;
-use super::moved::{MOVES_LIMIT, Moved};
-use super::moves::MoveList;
-use super::pack::PackReader;
 use super::ranges::{self, Range, RangeList};
 use super::vault::Vault;
 use super::{PackName, RepositoryError};
+use ahead::ReadAhead;
 
-/// Packs kept open, and decoded frames kept: a file's ranges go back and forth between few of them.
-const OPEN_PACKS: usize = 32;
-const KEPT_FRAMES: usize = 16;
+pub(super) use packs::Packs;
+
 /// A list of ranges that is itself kept as blocks is read whole.
 const RANGES_TEXT_LIMIT_BYTES: u64 = 1 << 30;
 const READ_AHEAD_PIECES: usize = 8;
@@ -89,13 +87,21 @@ impl ArchiveReader {
         }
     }
 
-    /// Reads ahead on a blocking thread through a bounded channel.
-    pub fn into_async(mut self) -> impl AsyncRead + Unpin + Send + 'static {
+    /// Reads ahead, decoding on every core, through bounded channels.
+    pub fn into_async(self) -> impl AsyncRead + Unpin + Send + 'static {
         let (pieces, receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(READ_AHEAD_PIECES);
         tokio::task::spawn_blocking(move || {
+            let mut ahead = match self.ahead() {
+                Ok(ahead) => ahead,
+                Err(err) => {
+                    // A closed channel means the reader is gone, and so is the need.
+                    drop(pieces.blocking_send(Err(io::Error::other(err))));
+                    return;
+                }
+            };
             loop {
                 let mut piece = vec![0; PIECE_BYTES];
-                let step = match self.read(&mut piece) {
+                let step = match ahead.read(&mut piece) {
                     Ok(0) => return,
                     Ok(n) => {
                         piece.truncate(n);
@@ -104,7 +110,6 @@ impl ArchiveReader {
                     Err(err) => Err(err),
                 };
                 let failed = step.is_err();
-                // A closed channel means the reader is gone, and so is the need.
                 if pieces.blocking_send(step).is_err() || failed {
                     return;
                 }
@@ -113,6 +118,12 @@ impl ArchiveReader {
         StreamReader::new(Box::pin(stream::unfold(receiver, |mut receiver| async {
             receiver.recv().await.map(|piece| (piece, receiver))
         })))
+    }
+
+    /// The rest of the stream, read ahead.
+    fn ahead(self) -> Result<ReadAhead, RepositoryError> {
+        let rest: Vec<_> = self.current.into_iter().chain(self.ranges).collect();
+        ReadAhead::start(self.packs, rest)
     }
 }
 
@@ -184,180 +195,4 @@ pub(super) fn resolve_visiting(
         visit(&list)?;
     }
     Ok(list)
-}
-
-/// Open packs and decoded frames, most recently used last.
-///
-/// A pack's SHA-256 is compared with its name when it is first opened: a restore hands out what was backed
-/// up or an error, never anything else. A pack that is gone or damaged is looked for where it moved to.
-pub(super) struct Packs {
-    vault: Arc<Vault>,
-    decoder: Decoder,
-    open: VecDeque<(PackName, PackReader)>,
-    genuine: HashSet<PackName>,
-    moves: MoveList,
-    moved: HashMap<PackName, Moved>,
-    frames: VecDeque<KeptFrame>,
-}
-
-struct KeptFrame {
-    pack: PackName,
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl KeptFrame {
-    fn holds(&self, pack: PackName, offset: u64) -> bool {
-        self.pack == pack && offset >= self.start && offset - self.start < self.bytes.len() as u64
-    }
-
-    /// The front of `range`, as far as this frame reaches.
-    fn piece(&self, range: Range<PackName>) -> &[u8] {
-        let skip = usize::try_from(range.offset - self.start).unwrap_or(usize::MAX);
-        let available = self.bytes.get(skip..).unwrap_or_default();
-        let wanted = usize::try_from(range.length).unwrap_or(usize::MAX);
-        available
-            .get(..wanted.min(available.len()))
-            .unwrap_or_default()
-    }
-}
-
-impl Packs {
-    pub(super) fn new(vault: Arc<Vault>) -> io::Result<Self> {
-        Ok(Self {
-            vault,
-            decoder: Decoder::new()?,
-            open: VecDeque::new(),
-            genuine: HashSet::new(),
-            moves: MoveList::default(),
-            moved: HashMap::new(),
-            frames: VecDeque::new(),
-        })
-    }
-
-    /// Reads all of `range`.
-    pub(super) fn read(
-        &mut self,
-        range: Range<PackName>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), RepositoryError> {
-        out.clear();
-        out.resize(usize::try_from(range.length).unwrap_or(0), 0);
-        let mut done = 0;
-        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let taken = done as u64;
-            let left = Range {
-                offset: range.offset + taken,
-                length: range.length - taken,
-                ..range
-            };
-            done += self.copy(left, rest)?;
-        }
-        Ok(())
-    }
-
-    /// Copies the front of `range` into `out`, as far as one frame and `out` reach.
-    fn copy(&mut self, range: Range<PackName>, out: &mut [u8]) -> Result<usize, RepositoryError> {
-        let place = self.load(range)?;
-        let frame = self
-            .frames
-            .iter()
-            .find(|f| f.holds(place.pack, place.offset));
-        let piece = frame.map(|f| f.piece(place)).unwrap_or_default();
-        let count = piece.len().min(out.len());
-        if count == 0 {
-            return Err(RepositoryError::Damaged {
-                pack: range.pack,
-                why: format!("it ends before byte {}", range.offset),
-            });
-        }
-        if let (Some(to), Some(from)) = (out.get_mut(..count), piece.get(..count)) {
-            to.copy_from_slice(from);
-        }
-        Ok(count)
-    }
-
-    /// Makes sure that the frame at the front of `range` is kept; returns where its bytes are now.
-    fn load(&mut self, mut range: Range<PackName>) -> Result<Range<PackName>, RepositoryError> {
-        for _ in 0..MOVES_LIMIT {
-            if let Some(moved) = self.moved.get(&range.pack) {
-                range = find(moved, range)?;
-                continue;
-            }
-            let kept = |f: &KeptFrame| f.holds(range.pack, range.offset);
-            if self.frames.iter().any(kept) {
-                return Ok(range);
-            }
-            let fault = match self.decode(range) {
-                Ok(()) => return Ok(range),
-                Err(fault) => fault,
-            };
-            if !fault.is_damage() {
-                return Err(fault);
-            }
-            let Some(moved) = self.moved_on(range.pack)? else {
-                return Err(missing_as_damage(range.pack, fault));
-            };
-            self.moved.insert(range.pack, moved);
-        }
-        Err(RepositoryError::Damaged {
-            pack: range.pack,
-            why: "the files below moved/ lead in a circle".to_owned(),
-        })
-    }
-
-    /// Where a pack went; the list of moves is read again when it does not tell, for a prune may be at work.
-    fn moved_on(&mut self, pack: PackName) -> Result<Option<Moved>, RepositoryError> {
-        match self.moves.find(&self.vault, pack) {
-            Ok(None) | Err(RepositoryError::Missing(_)) => {}
-            found => return found,
-        }
-        self.moves = self.vault.moves()?;
-        self.moves.find(&self.vault, pack)
-    }
-
-    fn decode(&mut self, range: Range<PackName>) -> Result<(), RepositoryError> {
-        let mut bytes = if self.frames.len() >= KEPT_FRAMES {
-            self.frames.pop_front().map(|f| f.bytes)
-        } else {
-            None
-        }
-        .unwrap_or_default();
-        let pack = range.pack;
-        let at = self.open.iter().position(|(name, _)| *name == pack);
-        let mut reader = match at.and_then(|at| self.open.remove(at)) {
-            Some((_, reader)) => reader,
-            None => PackReader::open(&self.vault, pack, !self.genuine.contains(&pack))?,
-        };
-        self.genuine.insert(pack);
-        let start = reader.frame_at(range.offset, &mut self.decoder, &mut bytes)?;
-        if self.open.len() >= OPEN_PACKS {
-            self.open.pop_front();
-        }
-        self.open.push_back((pack, reader));
-        self.frames.push_back(KeptFrame { pack, start, bytes });
-        Ok(())
-    }
-}
-
-fn find(moved: &Moved, range: Range<PackName>) -> Result<Range<PackName>, RepositoryError> {
-    moved
-        .find(range.offset, range.length)
-        .ok_or_else(|| RepositoryError::Damaged {
-            pack: range.pack,
-            why: format!(
-                "byte {} of it is lost: it was not among what was saved",
-                range.offset
-            ),
-        })
-}
-
-fn missing_as_damage(pack: PackName, fault: RepositoryError) -> RepositoryError {
-    match fault {
-        RepositoryError::Missing(_) => RepositoryError::Damaged {
-            pack,
-            why: "it is missing".to_owned(),
-        },
-        other => other,
-    }
 }

@@ -117,14 +117,46 @@ pub fn backup(
         .unwrap()
 }
 
-/// A backup's first archive as a tar stream.
+/// A backup's first archive as a tar stream; read in place and read ahead, which must come to the same.
 pub fn read(repository: &Repository, manifest: &Manifest) -> std::io::Result<Vec<u8>> {
+    let in_place = read_in_place(repository, manifest);
+    let ahead = read_ahead(repository, manifest);
+    match (&in_place, &ahead) {
+        (Ok(bytes), Ok(same)) => assert!(bytes == same, "reading ahead gives other bytes"),
+        (Err(fault), Err(same)) => assert_eq!(fault.to_string(), same.to_string()),
+        (one, other) => panic!("in place: {one:?}, ahead: {other:?}"),
+    }
+    in_place
+}
+
+fn read_in_place(repository: &Repository, manifest: &Manifest) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     repository
         .archive(manifest, &manifest.archives[0])
         .map_err(std::io::Error::other)?
         .read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+pub fn read_ahead(repository: &Repository, manifest: &Manifest) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt as _;
+    let archive = repository
+        .archive(manifest, &manifest.archives[0])
+        .map_err(std::io::Error::other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut bytes = Vec::new();
+        archive.into_async().read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    })
+}
+
+/// The body of a stream's only file, which is this long.
+pub fn only_body(stream: &[u8], len: usize) -> &[u8] {
+    let begin = stream.len() - 1024 - len.next_multiple_of(512);
+    &stream[begin..begin + len]
 }
 
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {

@@ -1,25 +1,25 @@
 //! `backup`: hold, copy, freeze, drain, release, commit, and then retention.
 
+mod parts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
-use tracing::Instrument as _;
 
 use super::record::Record;
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, output, prune};
-use crate::archive::{ArchiveWriter, SealedArchive};
+use crate::archive::SealedArchive;
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
-use crate::repository::session::{ArchiveNotes, Backup, BackupNotes, new_id};
+use crate::repository::session::{ArchiveNotes, BackupNotes, new_id};
 use crate::repository::store::{self, Store};
 use crate::repository::{Repository, RepositoryError};
 use crate::retention::{self, Candidate, Decision};
-use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
-use crate::stack::ContainerRef;
+use parts::Part;
 
 /// Backs up the stack now, while it runs.
 #[derive(Debug, Default, clap::Args)]
@@ -185,16 +185,6 @@ fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Re
     Ok(repository)
 }
 
-/// A service on its way into the backup.
-struct Part {
-    service: Box<dyn Service>,
-    container: Option<ContainerRef>,
-    archive: Option<ArchiveWriter>,
-    point: Option<PointInTime>,
-    report: Option<ServiceReport>,
-    span: tracing::Span,
-}
-
 async fn backup(
     context: &Context,
     place: &Workplace,
@@ -205,15 +195,7 @@ async fn backup(
     let mut parts = Vec::new();
     for found in &place.stack.services {
         let service = adapters::service(&context.config, found)?;
-        let span = tracing::info_span!("backup", service = %service.name(), backup = %id);
-        parts.push(Part {
-            service,
-            container: found.container.clone(),
-            archive: None,
-            point: None,
-            report: None,
-            span,
-        });
+        parts.push(Part::new(service, found.container.clone(), &id));
     }
     anyhow::ensure!(
         !parts.is_empty(),
@@ -228,14 +210,17 @@ async fn backup(
             session.request_stop();
         }
     });
-    let mut estimate_bytes = 0;
-    for part in &parts {
-        estimate_bytes += part.service.estimate().await;
+    let mut bar = output::BackupBar::hidden();
+    if output::BackupBar::is_wanted(context.json) {
+        let mut estimate_bytes = 0;
+        for part in &parts {
+            estimate_bytes += part.service.estimate().await;
+        }
+        bar = output::BackupBar::start(session.session().clone(), estimate_bytes);
     }
-    let bar = output::BackupBar::start(session.session().clone(), estimate_bytes, context.json);
-    let stepped = steps(&mut parts, &session, &run, &bar).await;
+    let stepped = parts::steps(&mut parts, &session, &run, &bar).await;
     // Whatever happened: nothing stays held in a service.
-    let released = release(&mut parts).await;
+    let released = parts::release(&mut parts).await;
     drop(bar);
     stopper.abort();
     if stepped.is_err() || released.is_err() {
@@ -260,83 +245,6 @@ async fn backup(
         manifest.skew_ms
     );
     Ok(manifest)
-}
-
-async fn steps(
-    parts: &mut [Part],
-    session: &Backup<'_>,
-    run: &RunContext,
-    bar: &output::BackupBar,
-) -> anyhow::Result<()> {
-    for part in &mut *parts {
-        bar.say("hold");
-        part.service.hold(run).instrument(part.span.clone()).await?;
-    }
-    for part in &mut *parts {
-        bar.say(part.service.name());
-        let mut archive = session.archive(part.service.name())?;
-        part.service
-            .copy(&mut archive)
-            .instrument(part.span.clone())
-            .await?;
-        part.archive = Some(archive);
-    }
-    // The instants that matter, as close together as they come.
-    parts.sort_by_key(|part| freeze_order(part.service.kind()));
-    for part in &mut *parts {
-        bar.say("freeze");
-        part.point = Some(part.service.freeze().instrument(part.span.clone()).await?);
-    }
-    parts.sort_by_key(|part| drain_order(part.service.kind()));
-    for part in &mut *parts {
-        bar.say(part.service.name());
-        let archive = part.archive.as_mut().context("an archive was not begun")?;
-        part.report = Some(
-            part.service
-                .drain(archive)
-                .instrument(part.span.clone())
-                .await?,
-        );
-    }
-    Ok(())
-}
-
-/// n8n last: what its files name is then in the databases that were frozen just before.
-const fn freeze_order(kind: ServiceKind) -> u8 {
-    match kind {
-        ServiceKind::Project => 0,
-        ServiceKind::Ollama => 1,
-        ServiceKind::Qdrant => 2,
-        ServiceKind::Postgres => 3,
-        ServiceKind::N8n => 4,
-        ServiceKind::Volume => 5,
-    }
-}
-
-/// Files that go on changing first; what a server holds still for us can wait.
-const fn drain_order(kind: ServiceKind) -> u8 {
-    match kind {
-        ServiceKind::N8n => 0,
-        ServiceKind::Volume => 1,
-        ServiceKind::Project => 2,
-        ServiceKind::Postgres => 3,
-        ServiceKind::Qdrant => 4,
-        ServiceKind::Ollama => 5,
-    }
-}
-
-async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
-    let mut first = None;
-    for part in parts {
-        if let Err(err) = part.service.release().instrument(part.span.clone()).await {
-            tracing::error!(
-                service = part.service.name(),
-                "cannot be released: {err}; the next run tries again"
-            );
-            first = first.or(Some(err));
-        }
-    }
-    first.map_or(Ok(()), |err| Err(err).context("release a service"))
 }
 
 fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {

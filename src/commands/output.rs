@@ -104,13 +104,19 @@ pub struct BackupBar {
 }
 
 impl BackupBar {
-    pub fn start(session: Arc<Session>, estimate_bytes: u64, json: bool) -> Self {
-        if json || !stderr_is_terminal() {
-            return Self {
-                bar: None,
-                ticker: None,
-            };
+    pub const fn hidden() -> Self {
+        Self {
+            bar: None,
+            ticker: None,
         }
+    }
+
+    /// Whether there is somebody to see it.
+    pub fn is_wanted(json: bool) -> bool {
+        !json && stderr_is_terminal()
+    }
+
+    pub fn start(session: Arc<Session>, estimate_bytes: u64) -> Self {
         let bar = ProgressBar::new(estimate_bytes.max(1));
         if let Ok(style) = ProgressStyle::with_template(
             "{msg:10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {elapsed}",

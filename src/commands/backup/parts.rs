@@ -1,0 +1,155 @@
+//! The services on their way into the backup, through the steps of [`Service`].
+//!
+//! What takes long runs for several services side by side: copying before the instants are fixed, and after it
+//! first the files that go on changing, then what the servers hold still.
+
+use anyhow::Context as _;
+use tokio::task::JoinSet;
+use tracing::Instrument as _;
+
+use crate::archive::ArchiveWriter;
+use crate::commands::output::BackupBar;
+use crate::repository::session::Backup;
+use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
+use crate::stack::ContainerRef;
+
+/// A service on its way into the backup.
+pub struct Part {
+    pub service: Box<dyn Service>,
+    pub container: Option<ContainerRef>,
+    pub archive: Option<ArchiveWriter>,
+    pub point: Option<PointInTime>,
+    pub report: Option<ServiceReport>,
+    span: tracing::Span,
+}
+
+impl Part {
+    pub fn new(service: Box<dyn Service>, container: Option<ContainerRef>, backup: &str) -> Self {
+        let span = tracing::info_span!("backup", service = %service.name(), backup = %backup);
+        Self {
+            service,
+            container,
+            archive: None,
+            point: None,
+            report: None,
+            span,
+        }
+    }
+
+    async fn take(&mut self, step: Step) -> anyhow::Result<()> {
+        let archive = self.archive.as_mut().context("an archive was not begun")?;
+        match step {
+            Step::Copy => self.service.copy(archive).await?,
+            Step::Drain => self.report = Some(self.service.drain(archive).await?),
+        }
+        Ok(())
+    }
+}
+
+/// A step that several services take side by side.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Copy,
+    Drain,
+}
+
+/// Takes every part through its steps, up to the point where only sealing is left.
+pub async fn steps(
+    parts: &mut Vec<Part>,
+    session: &Backup<'_>,
+    run: &RunContext,
+    bar: &BackupBar,
+) -> anyhow::Result<()> {
+    bar.say("hold");
+    for part in &mut *parts {
+        part.service.hold(run).instrument(part.span.clone()).await?;
+        part.archive = Some(session.archive(part.service.name())?);
+    }
+    bar.say("copy");
+    side_by_side(parts, session, Step::Copy, |_| true).await?;
+    bar.say("freeze");
+    // The instants that matter, as close together as they come.
+    parts.sort_by_key(|part| freeze_order(part.service.kind()));
+    for part in &mut *parts {
+        part.point = Some(part.service.freeze().instrument(part.span.clone()).await?);
+    }
+    bar.say("drain");
+    side_by_side(parts, session, Step::Drain, goes_on_changing).await?;
+    side_by_side(parts, session, Step::Drain, |kind| !goes_on_changing(kind)).await?;
+    parts.sort_by(|a, b| a.service.name().cmp(b.service.name()));
+    Ok(())
+}
+
+/// Takes the parts of some kinds through a step, each on a task of its own. When one fails, the others are
+/// asked to stop, and the first failure is told.
+async fn side_by_side(
+    parts: &mut Vec<Part>,
+    session: &Backup<'_>,
+    step: Step,
+    which: fn(ServiceKind) -> bool,
+) -> anyhow::Result<()> {
+    let (chosen, others) = std::mem::take(parts)
+        .into_iter()
+        .partition(|part: &Part| which(part.service.kind()));
+    *parts = others;
+    let mut tasks = JoinSet::new();
+    for mut part in chosen {
+        let span = part.span.clone();
+        let taken = async move {
+            let result = part.take(step).await;
+            (part, result)
+        };
+        tasks.spawn(taken.instrument(span));
+    }
+    let mut outcome = Ok(());
+    while let Some(joined) = tasks.join_next().await {
+        let result = match joined {
+            Ok((part, result)) => {
+                parts.push(part);
+                result
+            }
+            // What it held is in the journal: the next run undoes it.
+            Err(died) => Err(died).context("a service's step ended unexpectedly"),
+        };
+        if result.is_err() {
+            session.session().request_stop();
+        }
+        outcome = outcome.and(result);
+    }
+    outcome
+}
+
+/// Gives back what the services hold; the first failure, after all were tried.
+pub async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
+    let mut first = None;
+    for part in parts {
+        if let Err(err) = part.service.release().instrument(part.span.clone()).await {
+            tracing::error!(
+                service = part.service.name(),
+                "cannot be released: {err}; the next run tries again"
+            );
+            first = first.or(Some(err));
+        }
+    }
+    first.map_or(Ok(()), |err| Err(err).context("release a service"))
+}
+
+/// n8n last: what its files name is then in the databases that were frozen just before.
+const fn freeze_order(kind: ServiceKind) -> u8 {
+    match kind {
+        ServiceKind::Project => 0,
+        ServiceKind::Ollama => 1,
+        ServiceKind::Qdrant => 2,
+        ServiceKind::Postgres => 3,
+        ServiceKind::N8n => 4,
+        ServiceKind::Volume => 5,
+    }
+}
+
+/// Files that nothing holds still after the instant; what a server holds for us can wait.
+const fn goes_on_changing(kind: ServiceKind) -> bool {
+    match kind {
+        ServiceKind::N8n | ServiceKind::Volume | ServiceKind::Project => true,
+        ServiceKind::Postgres | ServiceKind::Qdrant | ServiceKind::Ollama => false,
+    }
+}

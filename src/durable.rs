@@ -4,6 +4,7 @@
 //! and the directory that holds the name is fsynced after. Every error names the path it is about and keeps
 //! the [`ErrorKind`](std::io::ErrorKind) of its cause. All of it blocks: call it from a blocking thread.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -22,6 +23,20 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = AtomicFile::create(parent_of(path)?, mode)?;
     file.write_all(bytes)?;
     file.commit_new(path)
+}
+
+/// Writes files that must not exist yet, each whole before it gets its name; all are on disk when this
+/// returns. When it fails, some may be there.
+pub fn write_all_new(files: &[(PathBuf, Vec<u8>)], mode: u32) -> io::Result<()> {
+    let mut parents = BTreeSet::new();
+    for (path, bytes) in files {
+        let parent = parent_of(path)?;
+        let mut file = AtomicFile::create(parent, mode)?;
+        file.write_all(bytes)?;
+        file.name_as(path, rename_noreplace)?;
+        parents.insert(parent);
+    }
+    parents.into_iter().try_for_each(sync_dir)
 }
 
 /// Writes a file whole, in place of one that may exist: a reader sees the old content or the new one.
@@ -63,16 +78,22 @@ pub fn write_like(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Creates one directory with exactly this mode; [`ErrorKind::AlreadyExists`] when something has its name.
 pub fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
-    DirBuilder::new()
-        .mode(mode)
-        .create(path)
-        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
-        .map_err(|err| failed("create directory", path, &err))?;
+    make_dir(path, mode)?;
     sync_dir(path)?;
     sync_parent(path)
 }
 
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new()
+        .mode(mode)
+        .create(path)
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(|err| failed("create directory", path, &err))
+}
+
 /// Creates a directory and what is missing above it; an existing one stays as it is.
+///
+/// Its name is on disk when this returns; it itself is once a file in it is.
 pub fn create_dir_all(path: &Path, mode: u32) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -80,7 +101,7 @@ pub fn create_dir_all(path: &Path, mode: u32) -> io::Result<()> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         create_dir_all(parent, mode)?;
     }
-    match create_dir(path, mode) {
+    match make_dir(path, mode).and_then(|()| sync_parent(path)) {
         // Another process may have been faster.
         Err(err) if err.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         other => other,
@@ -185,6 +206,18 @@ impl AtomicFile {
         path: &Path,
         rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.name_as(path, rename)?;
+        // The temporary name's own directory can wait: should that name come back after a power failure,
+        // it is a leftover as any other.
+        sync_parent(path)
+    }
+
+    /// Its content is on disk when this returns, and the name is once the directory is synced.
+    fn name_as(
+        self,
+        path: &Path,
+        rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+    ) -> io::Result<()> {
         // After a failed fsync the kernel may have dropped the pages: trying again would lie.
         self.file
             .sync_all()
@@ -192,10 +225,8 @@ impl AtomicFile {
         rename(&self.temp, path).map_err(|err| failed("commit", path, &err))?;
         self.temp
             .keep()
-            .map_err(|err| failed("commit", path, &err.error))?;
-        // The temporary name's own directory can wait: should that name come back after a power failure,
-        // it is a leftover as any other.
-        sync_parent(path)
+            .map(drop)
+            .map_err(|err| failed("commit", path, &err.error))
     }
 }
 

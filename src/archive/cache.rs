@@ -4,11 +4,18 @@
 //! the state directory, one for each repository, written in one transaction that commits after the manifest
 //! does, so it never names a pack that a failed backup left. Packs that are gone from the repository are
 //! forgotten when it is opened, unless their pieces moved: then what the cache knows moves with them.
+//!
+//! Runs are numbered. A file's row carries the number of a run that met it, brought up to date only when it
+//! is [`REFRESH_AFTER`] runs old, and is dropped when it is [`FORGET_AFTER`] runs old: a file that stays as
+//! it is costs a look, not a write.
 
-use std::collections::{HashMap, HashSet};
+mod rows;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, params};
 
 use crate::repository::moved::{Moved, WhereMoved};
 use crate::repository::ranges::{Range, RangeList};
@@ -16,7 +23,15 @@ use crate::repository::table::{BlockId, BlockTable, PageId, Run};
 use crate::repository::{PackName, RepositoryError};
 
 /// Bump it when the tables change: an old cache is thrown away.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
+
+const REFRESH_AFTER: i64 = 4;
+const FORGET_AFTER: i64 = 12;
+/// How many runs apart old rows are looked for: that reads every row.
+const FORGET_EVERY: i64 = 4;
+
+/// New blocks kept in memory, to be written in the order of the table.
+const PENDING_BLOCKS: usize = 32 * 1024;
 
 /// A pack's number in this cache.
 pub type PackRef = i64;
@@ -39,8 +54,14 @@ pub struct CachedFile {
     pub ranges: RangeList<PackRef>,
     /// Bytes of the header at the front of `ranges`.
     pub header_bytes: u64,
-    /// Ids of the body's pages, for files cut into pages.
-    pub pages: Vec<PageId>,
+}
+
+/// A file that was found in the cache.
+#[derive(Debug, Clone)]
+pub struct KnownFile {
+    pub file: CachedFile,
+    /// The run that last said it was there.
+    met: i64,
 }
 
 /// The cache of one repository.
@@ -51,6 +72,11 @@ pub struct Cache {
     live: HashSet<PackRef>,
     /// Where packs went that are not live.
     moved: HashMap<PackRef, Moved>,
+    /// This run's number.
+    run: i64,
+    /// Whether blocks are in the database that this run did not put there.
+    has_blocks: bool,
+    pending: BTreeMap<BlockId, Range<PackRef>>,
 }
 
 impl Cache {
@@ -91,6 +117,9 @@ impl Cache {
             numbers: HashMap::new(),
             live: HashSet::new(),
             moved: HashMap::new(),
+            run: 0,
+            has_blocks: true,
+            pending: BTreeMap::new(),
         };
         cache.forget_missing(packs, where_moved)?;
         Ok(cache)
@@ -101,19 +130,25 @@ impl Cache {
         db.pragma_update(None, "journal_mode", "wal")?;
         // A lost last transaction costs reading once more; a torn one would cost trust.
         db.pragma_update(None, "synchronous", "normal")?;
+        // What was committed stays in the log, which is checked when it is read, until there is much of it.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         // Pages of at most 16 MiB stay in memory, whatever the cache's size.
         db.pragma_update(None, "cache_size", -16384)?;
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version != VERSION {
             db.execute_batch(
                 "DROP TABLE IF EXISTS packs; DROP TABLE IF EXISTS blocks; DROP TABLE IF EXISTS files;
-                 DROP TABLE IF EXISTS parts;
+                 DROP TABLE IF EXISTS parts; DROP TABLE IF EXISTS pages; DROP TABLE IF EXISTS runs;
+                 CREATE TABLE runs (newest INTEGER NOT NULL);
+                 INSERT INTO runs VALUES (0);
                  CREATE TABLE parts (name TEXT PRIMARY KEY) WITHOUT ROWID;
                  CREATE TABLE packs (id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB UNIQUE);
                  CREATE TABLE blocks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, at INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID;
-                 CREATE TABLE files (archive TEXT NOT NULL, name BLOB NOT NULL, run TEXT NOT NULL,
+                 CREATE TABLE files (archive TEXT NOT NULL, name BLOB NOT NULL, met INTEGER NOT NULL,
                      inode INTEGER, ctime INTEGER, mtime INTEGER, size INTEGER,
-                     header INTEGER NOT NULL, ranges BLOB NOT NULL, pages BLOB NOT NULL,
+                     header INTEGER NOT NULL, ranges BLOB NOT NULL,
+                     PRIMARY KEY (archive, name)) WITHOUT ROWID;
+                 CREATE TABLE pages (archive TEXT NOT NULL, name BLOB NOT NULL, ids BLOB NOT NULL,
                      PRIMARY KEY (archive, name)) WITHOUT ROWID;",
             )?;
             db.pragma_update(None, "user_version", VERSION)?;
@@ -283,18 +318,31 @@ impl Cache {
 
     /// Begins the run's transaction.
     pub fn begin(&mut self) -> Result<(), RepositoryError> {
-        self.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)
+        self.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+        let newest: i64 = self
+            .db
+            .query_row("SELECT newest FROM runs", [], |row| row.get(0))
+            .map_err(failed)?;
+        self.run = newest + 1;
+        self.has_blocks = self
+            .db
+            .query_row("SELECT EXISTS (SELECT 1 FROM blocks)", [], |row| row.get(0))
+            .map_err(failed)?;
+        Ok(())
     }
 
-    /// Makes the run's entries the cache's, and drops files of `archives` that the run did not meet.
-    pub fn commit(&mut self, run: &str, archives: &[String]) -> Result<(), RepositoryError> {
-        for archive in archives {
-            self.db
-                .prepare_cached("DELETE FROM files WHERE archive = ?1 AND run <> ?2")
-                .and_then(|mut q| q.execute(params![archive, run]))
-                .map_err(failed)?;
+    /// Makes the run's entries the cache's, and drops files of `archives` that no run met for long.
+    pub fn commit(&mut self, archives: &[String]) -> Result<(), RepositoryError> {
+        self.write_pending()?;
+        if self.run % FORGET_EVERY == 0 {
+            for archive in archives {
+                rows::forget(&self.db, archive, self.run - FORGET_AFTER).map_err(failed)?;
+            }
         }
-        self.db.execute_batch("COMMIT").map_err(failed)
+        self.db
+            .execute("UPDATE runs SET newest = ?1", [self.run])
+            .and_then(|_| self.db.execute_batch("COMMIT"))
+            .map_err(failed)
     }
 
     /// A number for a pack that has no name yet.
@@ -329,109 +377,71 @@ impl Cache {
     }
 
     pub fn block(&self, id: &BlockId) -> Result<Option<Range<PackRef>>, RepositoryError> {
-        self.db
-            .prepare_cached("SELECT pack, at, length FROM blocks WHERE id = ?1")
-            .and_then(|mut q| {
-                q.query_row([id.as_slice()], |row| {
-                    Ok(Range {
-                        pack: row.get(0)?,
-                        offset: row.get::<_, i64>(1)?.cast_unsigned(),
-                        length: row.get::<_, i64>(2)?.cast_unsigned(),
-                    })
-                })
-                .optional()
-            })
-            .map_err(failed)
+        if let Some(range) = self.pending.get(id) {
+            return Ok(Some(*range));
+        }
+        if !self.has_blocks {
+            return Ok(None);
+        }
+        rows::block(&self.db, id).map_err(failed)
     }
 
-    pub fn add_block(&self, id: &BlockId, at: Range<PackRef>) -> Result<(), RepositoryError> {
-        self.db
-            .prepare_cached("INSERT OR REPLACE INTO blocks VALUES (?1, ?2, ?3, ?4)")
-            .and_then(|mut q| {
-                q.execute(params![
-                    id.as_slice(),
-                    at.pack,
-                    at.offset.cast_signed(),
-                    at.length.cast_signed()
-                ])
-            })
-            .map(drop)
-            .map_err(failed)
+    pub fn add_block(&mut self, id: &BlockId, at: Range<PackRef>) -> Result<(), RepositoryError> {
+        self.pending.insert(*id, at);
+        if self.pending.len() >= PENDING_BLOCKS {
+            self.write_pending()?;
+        }
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> Result<(), RepositoryError> {
+        self.has_blocks |= !self.pending.is_empty();
+        for (id, at) in std::mem::take(&mut self.pending) {
+            rows::put_block(&self.db, &id, at).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The file as the newest backup that held it has it; `None` when any of its packs is gone.
-    pub fn file(&self, archive: &str, name: &[u8]) -> Result<Option<CachedFile>, RepositoryError> {
-        let found = self
-            .db
-            .prepare_cached("SELECT inode, ctime, mtime, size, header, ranges, pages FROM files WHERE archive = ?1 AND name = ?2")
-            .and_then(|mut q| {
-                q.query_row(params![archive, name], |row| {
-                    let identity = match row.get::<_, Option<i64>>(0)? {
-                        Some(inode) => Some(FileIdentity {
-                            inode: inode.cast_unsigned(),
-                            ctime_ns: row.get(1)?,
-                            mtime_ns: row.get(2)?,
-                            size: row.get::<_, i64>(3)?.cast_unsigned(),
-                        }),
-                        None => None,
-                    };
-                    Ok((identity, row.get::<_, i64>(4)?.cast_unsigned(), row.get::<_, Vec<u8>>(5)?, row.get::<_, Vec<u8>>(6)?))
-                })
-                .optional()
-            })
-            .map_err(failed)?;
-        let Some((identity, header_bytes, ranges, pages)) = found else {
+    pub fn file(&self, archive: &str, name: &[u8]) -> Result<Option<KnownFile>, RepositoryError> {
+        let Some(mut known) = rows::file(&self.db, archive, name).map_err(failed)? else {
             return Ok(None);
         };
-        let Some(ranges) = self.translate(decode_ranges(&ranges)) else {
+        let Some(ranges) = self.translate(known.file.ranges) else {
             return Ok(None);
         };
-        let pages = pages.as_chunks::<8>().0.to_vec();
-        Ok(Some(CachedFile {
-            identity,
-            ranges,
-            header_bytes,
-            pages,
-        }))
+        known.file.ranges = ranges;
+        Ok(Some(known))
+    }
+
+    /// Ids of the pages of a file's body; none when it was not cut into pages.
+    pub fn pages(&self, archive: &str, name: &[u8]) -> Result<Vec<PageId>, RepositoryError> {
+        rows::pages(&self.db, archive, name).map_err(failed)
     }
 
     pub fn put_file(
         &self,
-        run: &str,
         archive: &str,
         name: &[u8],
         file: &CachedFile,
+        pages: &[PageId],
     ) -> Result<(), RepositoryError> {
-        let id = file.identity;
-        self.db
-            .prepare_cached(
-                "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )
-            .and_then(|mut q| {
-                q.execute(params![
-                    archive,
-                    name,
-                    run,
-                    id.map(|i| i.inode.cast_signed()),
-                    id.map(|i| i.ctime_ns),
-                    id.map(|i| i.mtime_ns),
-                    id.map(|i| i.size.cast_signed()),
-                    file.header_bytes.cast_signed(),
-                    encode_ranges(&file.ranges),
-                    file.pages.as_flattened(),
-                ])
-            })
-            .map(drop)
+        rows::put_file(&self.db, archive, name, self.run, file)
+            .and_then(|()| rows::put_pages(&self.db, archive, name, pages))
             .map_err(failed)
     }
 
     /// An unchanged file is the run's too.
-    pub fn keep_file(&self, run: &str, archive: &str, name: &[u8]) -> Result<(), RepositoryError> {
-        self.db
-            .prepare_cached("UPDATE files SET run = ?1 WHERE archive = ?2 AND name = ?3")
-            .and_then(|mut q| q.execute(params![run, archive, name]))
-            .map(drop)
-            .map_err(failed)
+    pub fn keep_file(
+        &self,
+        archive: &str,
+        name: &[u8],
+        known: &KnownFile,
+    ) -> Result<(), RepositoryError> {
+        if self.run - known.met < REFRESH_AFTER {
+            return Ok(());
+        }
+        rows::meet(&self.db, archive, name, self.run).map_err(failed)
     }
 }
 
@@ -462,26 +472,4 @@ fn failed(err: rusqlite::Error) -> RepositoryError {
     RepositoryError::Invalid(format!(
         "the local cache cannot be used: {err}. Check that the state directory (LIFEBOAT_STATE) is writable and has space"
     ))
-}
-
-fn encode_ranges(ranges: &RangeList<PackRef>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(ranges.as_slice().len() * 24);
-    for range in ranges.as_slice() {
-        out.extend_from_slice(&range.pack.to_le_bytes());
-        out.extend_from_slice(&range.offset.to_le_bytes());
-        out.extend_from_slice(&range.length.to_le_bytes());
-    }
-    out
-}
-
-fn decode_ranges(bytes: &[u8]) -> RangeList<PackRef> {
-    let mut list = RangeList::default();
-    for [pack, offset, length] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {
-        list.push(Range {
-            pack: PackRef::from_le_bytes(*pack),
-            offset: u64::from_le_bytes(*offset),
-            length: u64::from_le_bytes(*length),
-        });
-    }
-    list
 }

@@ -246,11 +246,11 @@ impl ArchiveWriter {
             Err(e) => return Err(failed(e)),
         };
         let parent = self.sink.cached_file(name)?;
-        if let Some(file) = &parent
-            && file.identity == Some(identity(&meta))
+        if let Some(known) = &parent
+            && known.file.identity == Some(identity(&meta))
             && !is_fresh(&meta)
         {
-            self.sink.splice(name, &file.ranges)?;
+            self.sink.splice(name, known)?;
             return Ok(FileOutcome::Spliced { bytes: meta.size() });
         }
         for _ in 0..ATTEMPTS {
@@ -285,7 +285,7 @@ impl ArchiveWriter {
                 &mut file,
                 &before,
                 cut,
-                parent.as_ref(),
+                parent.as_ref().map(|known| &known.file),
                 digest.is_some(),
             )?;
             let after = file.metadata().map_err(failed)?;
@@ -306,9 +306,8 @@ impl ArchiveWriter {
                     identity: trusted.then(|| identity(&before)),
                     ranges: self.sink.since(&mark),
                     header_bytes: read.header_bytes,
-                    pages: read.pages,
                 };
-                self.sink.remember(name, &file)?;
+                self.sink.remember(name, &file, &read.pages)?;
                 return Ok(FileOutcome::Read {
                     bytes: before.size(),
                 });
@@ -347,8 +346,12 @@ impl ArchiveWriter {
         let header = header::encode(name, &entry, Kind::File { size });
         self.sink.begin_body(cut);
         self.sink.block(&header)?;
+        let old_ids = match (cut, parent) {
+            (Cut::Pages(_), Some(_)) => self.sink.cached_pages(name)?,
+            _ => Vec::new(),
+        };
         let mut old = match (cut, parent) {
-            (Cut::Pages(unit), Some(parent)) => OldPages::new(unit, parent),
+            (Cut::Pages(unit), Some(parent)) => OldPages::new(unit, parent, &old_ids),
             _ => OldPages::none(),
         };
         let mut pages = Vec::new();

@@ -64,8 +64,12 @@ impl Record {
 
     /// Changes the record on disk.
     pub fn update(state: &Path, change: impl FnOnce(&mut Self)) {
-        let mut record = Self::load(state);
+        let before = Self::load(state);
+        let mut record = before.clone();
         change(&mut record);
+        if record == before {
+            return;
+        }
         let saved = serde_json::to_vec_pretty(&record)
             .map_err(std::io::Error::other)
             .and_then(|bytes| durable::write_replace(&path(state), &bytes, 0o600));

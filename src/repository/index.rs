@@ -35,6 +35,8 @@ pub struct IndexWriter {
 struct Part {
     number: u32,
     raw: Vec<u8>,
+    /// Names of the parts before it.
+    put: Vec<String>,
 }
 
 impl IndexWriter {
@@ -82,7 +84,14 @@ impl IndexWriter {
         bytes.extend_from_slice(seal.as_bytes());
         self.vault.put(&key(&name), &bytes)?;
         part.raw.clear();
+        part.put.push(name);
         Ok(())
+    }
+
+    /// Names of the parts that were put.
+    pub fn parts(&self) -> Vec<String> {
+        let part = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        part.put.clone()
     }
 }
 

@@ -347,16 +347,16 @@ impl Backup<'_> {
                 names.join(", ")
             )));
         }
-        let mut uses = Uses::default();
+        let (mut uses, mut files) = (Uses::default(), Vec::with_capacity(archives.len() + 1));
         for (sealed, _) in archives {
-            vault.put(
-                &ranges_name(id, &sealed.name),
-                sealed.ranges_text.as_bytes(),
-            )?;
+            let name = ranges_name(id, &sealed.name);
+            let stored = vault.mode.encrypt(sealed.ranges_text.as_bytes())?;
+            files.push((vault.key(&name), stored));
             uses.extend(&sealed.uses);
         }
         let list = vault.sealed_text(Sealed::Packs(id), &uses.encode());
-        vault.store.put(&packs_key(id), list.as_bytes())
+        files.push((packs_key(id), list.into_bytes()));
+        vault.store.put_all(files)
     }
 
     fn put_manifest(self, manifest: Manifest) -> Result<Manifest, RepositoryError> {
@@ -368,10 +368,19 @@ impl Backup<'_> {
             .put(&manifest_name(id), &sealed)
             .map_err(lease::overtaken)?;
         // The backup exists. What follows is housekeeping: its failure is said and does not undo it.
-        if let Err(err) = self.session.cache().commit(id, &names) {
+        if let Err(err) = self.update_cache(&names) {
             tracing::warn!("the cache was not updated, so the next backup reads more: {err}");
         }
         Ok(manifest)
+    }
+
+    /// What this run put into the index is known here without being read.
+    fn update_cache(&self, archives: &[String]) -> Result<(), RepositoryError> {
+        let mut cache = self.session.cache();
+        for part in self.session.index.parts() {
+            cache.note_part(&part)?;
+        }
+        cache.commit(archives)
     }
 }
 

@@ -17,7 +17,7 @@ use super::table::{BlockTable, PageId};
 use super::uses::Uses;
 use super::{PackName, RepositoryError};
 use crate::archive::Cut;
-use crate::archive::cache::{CachedFile, PackRef};
+use crate::archive::cache::{CachedFile, KnownFile, PackRef};
 
 /// One archive on its way into the repository.
 pub struct Sink {
@@ -166,29 +166,34 @@ impl Sink {
     }
 
     /// Adds an unchanged entry by its ranges, unread.
-    pub fn splice(
-        &mut self,
-        name: &[u8],
-        ranges: &RangeList<PackRef>,
-    ) -> Result<(), RepositoryError> {
+    pub fn splice(&mut self, name: &[u8], known: &KnownFile) -> Result<(), RepositoryError> {
+        let ranges = &known.file.ranges;
         self.stream_hash = None;
         self.raw_bytes += ranges.length();
         self.session.progress.add_raw(ranges.length());
         self.ranges.extend(ranges);
-        self.session
-            .cache()
-            .keep_file(self.session.run(), &self.archive, name)
+        self.session.cache().keep_file(&self.archive, name, known)
     }
 
-    pub fn cached_file(&self, name: &[u8]) -> Result<Option<CachedFile>, RepositoryError> {
+    pub fn cached_file(&self, name: &[u8]) -> Result<Option<KnownFile>, RepositoryError> {
         self.session.cache().file(&self.archive, name)
     }
 
+    /// The pages that a cached file had.
+    pub fn cached_pages(&self, name: &[u8]) -> Result<Vec<PageId>, RepositoryError> {
+        self.session.cache().pages(&self.archive, name)
+    }
+
     /// Keeps what is needed to splice or compare the file next time.
-    pub fn remember(&self, name: &[u8], file: &CachedFile) -> Result<(), RepositoryError> {
+    pub fn remember(
+        &self,
+        name: &[u8],
+        file: &CachedFile,
+        pages: &[PageId],
+    ) -> Result<(), RepositoryError> {
         self.session
             .cache()
-            .put_file(self.session.run(), &self.archive, name, file)
+            .put_file(&self.archive, name, file, pages)
     }
 
     pub fn mark(&self) -> Mark {
@@ -372,10 +377,10 @@ impl<'a> OldPages<'a> {
         }
     }
 
-    pub fn new(unit: u32, file: &'a CachedFile) -> Self {
+    pub fn new(unit: u32, file: &'a CachedFile, ids: &'a [PageId]) -> Self {
         let mut pages = Self {
             unit: u64::from(unit),
-            ids: file.pages.iter(),
+            ids: ids.iter(),
             ranges: file.ranges.as_slice().iter(),
             current: None,
         };

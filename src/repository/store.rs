@@ -63,6 +63,14 @@ pub trait Store: Send + Sync {
     /// Stores a small file under a new key.
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError>;
 
+    /// Stores small files under new keys; all of them are durable and complete when it returns. When it fails,
+    /// some may be there.
+    fn put_all(&self, files: Vec<(String, Vec<u8>)>) -> Result<(), RepositoryError> {
+        files
+            .iter()
+            .try_for_each(|(key, bytes)| self.put(key, bytes))
+    }
+
     /// Stores a small file in place of one that may exist: a reader sees the old content or the new one. For
     /// the configuration, wrapped keys and locks; nothing else ever changes.
     fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError>;

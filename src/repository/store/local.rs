@@ -47,6 +47,17 @@ impl Store for LocalStore {
             .map_err(|e| self.failed("write", key, e))
     }
 
+    fn put_all(&self, files: Vec<(String, Vec<u8>)>) -> Result<(), RepositoryError> {
+        let mut named = Vec::with_capacity(files.len());
+        for (key, bytes) in files {
+            let path = self.path(&key)?;
+            make_parents(&path).map_err(|e| self.failed("write", &key, e))?;
+            named.push((path, bytes));
+        }
+        durable::write_all_new(&named, FILE_MODE)
+            .map_err(|e| RepositoryError::io(format!("write to {}", self.root.display()), e))
+    }
+
     fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
         let path = self.path(key)?;
         make_parents(&path)

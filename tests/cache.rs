@@ -1,0 +1,99 @@
+//! The local cache over many runs: what stays as it is costs nothing, and what is gone is forgotten.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+#[path = "support/repo.rs"]
+mod repo;
+
+use lifeboat::archive::cache::Cache;
+use lifeboat::archive::{ArchiveWriter, Cut, FileOutcome, OnChange};
+use lifeboat::repository::index::current_parts;
+use lifeboat::repository::lease::usable_packs;
+use repo::{Place, noise, only_body, read};
+
+fn store(archive: &mut ArchiveWriter, place: &Place, name: &str) -> FileOutcome {
+    let path = place.path("data").join(name);
+    archive
+        .file(name, &path, Cut::Pages(8192), OnChange::ReadAgain)
+        .unwrap()
+}
+
+fn database(place: &Place) -> rusqlite::Connection {
+    let name = format!("cache-{}-0.sqlite", place.repository().id());
+    rusqlite::Connection::open(place.path("state").join(name)).unwrap()
+}
+
+/// Names of the files that a table has rows of.
+fn names(place: &Place, table: &str) -> Vec<String> {
+    let db = database(place);
+    let mut query = db
+        .prepare(&format!("SELECT name FROM {table} ORDER BY name"))
+        .unwrap();
+    let names = query
+        .query_map(
+            [],
+            |row| Ok(String::from_utf8(row.get(0).unwrap()).unwrap()),
+        )
+        .unwrap();
+    names.map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_file_that_stays_is_known_in_every_run_and_one_that_went_is_forgotten() {
+    let place = Place::plain();
+    let stays = place.path("data").join("stays");
+    std::fs::write(&stays, noise(2_000_000, 1)).unwrap();
+    std::fs::write(place.path("data").join("goes"), noise(2_000_000, 2)).unwrap();
+    // Its times are trusted once it is older than two seconds.
+    std::thread::sleep(std::time::Duration::from_millis(2_200));
+    place.backup(|archive| {
+        store(archive, &place, "stays");
+        store(archive, &place, "goes");
+    });
+    assert_eq!(names(&place, "files"), ["goes", "stays"]);
+    assert_eq!(names(&place, "pages"), ["goes", "stays"]);
+    let mut last = None;
+    for run in 0..40 {
+        last = Some(place.backup(|archive| {
+            let outcome = store(archive, &place, "stays");
+            assert_eq!(
+                outcome,
+                FileOutcome::Spliced { bytes: 2_000_000 },
+                "run {run}"
+            );
+        }));
+    }
+    assert_eq!(names(&place, "files"), ["stays"]);
+    assert_eq!(names(&place, "pages"), ["stays"]);
+    let stream = read(&place.repository(), &last.unwrap()).unwrap();
+    assert_eq!(
+        only_body(&stream, 2_000_000),
+        std::fs::read(&stays).unwrap()
+    );
+}
+
+#[test]
+fn what_a_run_put_into_the_index_it_does_not_read_again() {
+    let place = Place::plain();
+    let manifest = place.files(&[("one", &noise(3_000_000, 3))]);
+    let repository = place.repository();
+    let vault = repository.vault();
+    let parts = current_parts(vault).unwrap();
+    assert_eq!(parts.len(), 1, "{parts:?}");
+    let open = |state: &std::path::Path| {
+        let name = format!("{}-0", repository.id());
+        Cache::open(state, &name, &usable_packs(vault).unwrap(), &|_| Ok(None)).unwrap()
+    };
+    let own = open(&place.path("state"));
+    assert!(own.unknown_parts(&parts).unwrap().is_empty());
+    // Another host has it to learn.
+    let other = tempfile::tempdir().unwrap();
+    let fresh = open(other.path());
+    assert_eq!(fresh.unknown_parts(&parts).unwrap(), parts);
+    // And what the run knows is right: the same content is not stored again.
+    let again = place.files(&[("two", &noise(3_000_000, 3))]);
+    assert!(
+        again.stored_bytes < manifest.stored_bytes / 100,
+        "{} bytes stored",
+        again.stored_bytes
+    );
+}

@@ -140,6 +140,23 @@ fn a_volume_goes_round_by_backup_list_show_export_and_restore_into() {
 }
 
 #[test]
+fn services_that_hold_the_same_file_are_backed_up_together() {
+    let place = Place::new();
+    let n8n = place.path("data/n8n");
+    std::fs::create_dir_all(n8n.join("storage")).unwrap();
+    std::fs::write(n8n.join("config"), r#"{"encryptionKey":"k"}"#).unwrap();
+    // The volume is written first, and sealed last.
+    std::fs::copy(place.path("data/notes/b.bin"), n8n.join("storage/b.bin")).unwrap();
+    place.good(&["backup"]);
+    let into = place.path("into");
+    place.good(&["restore", "latest", "--into", into.to_str().unwrap()]);
+    for file in ["notes/b.bin", "n8n/storage/b.bin"] {
+        assert_eq!(std::fs::read(into.join(file)).unwrap(), noise(3_000_000));
+    }
+    assert!(place.good(&["verify", "--full"]).contains("all good"));
+}
+
+#[test]
 fn a_link_named_like_a_command_is_that_command() {
     let place = Place::new();
     place.good(&["backup"]);

@@ -530,6 +530,36 @@ fn an_unfinished_member_can_not_be_sealed() {
 }
 
 #[test]
+fn archives_written_side_by_side_share_blocks_in_whatever_order_they_are_sealed() {
+    let place = Place::new();
+    let repository = place.repository();
+    let state = place.root.path().join("state");
+    let backup = repository
+        .begin("20260101T000000Z-abcdef", &state, 3)
+        .unwrap();
+    let mut archives = ["first", "second"].map(|name| backup.archive(name).unwrap());
+    for archive in &mut archives {
+        archive
+            .bytes("a", &EntryMeta::default(), &noise(100_000, 10))
+            .unwrap();
+    }
+    let [first, second] = archives.map(|archive| archive.end().unwrap());
+    // Its blocks are all in the other's pack.
+    let sealed = [second, first].map(|archive| (archive.seal().unwrap(), notes()));
+    let manifest = backup
+        .commit(sealed.into(), BackupNotes::default())
+        .unwrap();
+    let stored: Vec<_> = manifest.archives.iter().map(|a| a.stored_bytes).collect();
+    assert!(stored[0] == 0 && stored[1] > 100_000, "{stored:?}");
+    let scope = Scope::Everything;
+    assert!(
+        verify(&repository, &scope, Depth::Full, |_, _| {})
+            .unwrap()
+            .is_good()
+    );
+}
+
+#[test]
 fn an_archive_that_is_whole_verifies_beside_one_that_is_not() {
     let place = Place::new();
     let repository = place.repository();

@@ -17,7 +17,7 @@ use super::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use super::header::{self, Kind};
 use super::walk::{self, EntryKind, Rules, TreeCounts};
 use crate::repository::cutter::Cutter;
-use crate::repository::sink::{OldPages, Sink};
+use crate::repository::sink::{EndedSink, OldPages, Sink};
 
 pub use crate::repository::sink::SealedArchive;
 pub use member::Member;
@@ -196,8 +196,15 @@ impl ArchiveWriter {
         Ok(walk.counts())
     }
 
+    /// Ends and seals an archive that was written alone.
+    pub fn seal(self) -> Result<SealedArchive, ArchiveError> {
+        self.end()?.seal()
+    }
+
     /// Writes the end of the tar stream and publishes the last pack.
-    pub fn seal(mut self) -> Result<SealedArchive, ArchiveError> {
+    ///
+    /// Of archives that were written at the same time, each must be ended before any is sealed.
+    pub fn end(mut self) -> Result<EndedArchive, ArchiveError> {
         if self.torn {
             return Err(ArchiveError::Entry {
                 name: "(last)".to_owned(),
@@ -205,7 +212,7 @@ impl ArchiveWriter {
             });
         }
         self.sink.block(&[0; 2 * RECORD])?;
-        Ok(self.sink.seal()?)
+        Ok(EndedArchive(self.sink.end()?))
     }
 
     /// An entry whose body, if any, is in memory.
@@ -390,6 +397,16 @@ impl ArchiveWriter {
             sha256: sha256.map(|hash| hash.finalize().into()),
             short,
         })
+    }
+}
+
+/// An archive whose stream is whole and in the store.
+pub struct EndedArchive(EndedSink);
+
+impl EndedArchive {
+    /// Says where its bytes are, which may be in packs of other archives of the backup.
+    pub fn seal(self) -> Result<SealedArchive, ArchiveError> {
+        Ok(self.0.seal()?)
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::record::Record;
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, output, prune};
-use crate::archive::SealedArchive;
+use crate::archive::{EndedArchive, SealedArchive};
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
 use crate::repository::session::{ArchiveNotes, BackupNotes, new_id};
@@ -248,10 +248,10 @@ async fn backup(
 }
 
 fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
-    let mut archives = Vec::with_capacity(parts.len());
+    let mut ended_archives = Vec::with_capacity(parts.len());
     for part in parts {
         let archive = part.archive.context("an archive was not begun")?;
-        let sealed = tokio::task::block_in_place(|| archive.seal())?;
+        let ended = tokio::task::block_in_place(|| archive.end())?;
         let notes = ArchiveNotes {
             kind: part.service.kind(),
             container: part.container,
@@ -261,9 +261,13 @@ fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> 
         for warning in &notes.report.warnings {
             tracing::warn!(service = part.service.name(), "{warning}");
         }
-        archives.push((sealed, notes));
+        ended_archives.push((ended, notes));
     }
-    Ok(archives)
+    // They share blocks: only now every pack has its name.
+    tokio::task::block_in_place(|| {
+        let sealed = |(ended, notes): (EndedArchive, _)| Ok((ended.seal()?, notes));
+        ended_archives.into_iter().map(sealed).collect()
+    })
 }
 
 /// Decides over all good backups of the project, and drops the manifests of those that nothing wants.

@@ -243,9 +243,13 @@ impl Sink {
         self.session.progress.add_read(bytes);
     }
 
-    /// Publishes what is open and writes the ranges file, as blocks when it is long.
-    pub fn seal(mut self) -> Result<SealedArchive, RepositoryError> {
+    /// Publishes what is open: from here on other archives of the backup can name its packs.
+    pub fn end(mut self) -> Result<EndedSink, RepositoryError> {
         self.publish_open()?;
+        Ok(EndedSink(self))
+    }
+
+    fn seal(mut self) -> Result<SealedArchive, RepositoryError> {
         let stream_xxh3 = self
             .stream_hash
             .take()
@@ -355,6 +359,17 @@ impl Sink {
             self.stored_bytes += published.stored_bytes;
         }
         Ok(())
+    }
+}
+
+/// An archive whose packs are published, and whose ranges may name those of archives that are not ended yet.
+pub struct EndedSink(Sink);
+
+impl EndedSink {
+    /// Writes the ranges file, as blocks when it is long. Archives share blocks, so all that were written at
+    /// the same time must be ended before.
+    pub fn seal(self) -> Result<SealedArchive, RepositoryError> {
+        self.0.seal()
     }
 }
 

@@ -126,7 +126,7 @@ impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
         let renamed = ranges.map(|pack| names.get(&pack).copied());
         let mut sink = Sink::new(backup.session().clone(), record.name.clone())?;
         sink.adopt(&renamed.unwrap_or_default(), record)?;
-        let mut sealed = sink.seal()?;
+        let mut sealed = sink.end()?.seal()?;
         sealed.stream_xxh3.clone_from(&record.stream_xxh3);
         sealed.read_bytes = record.read_bytes;
         sealed.stored_bytes += self.report.pack_bytes - before;

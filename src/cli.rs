@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    backup, copy, doctor, export, key, list, prune, repair, restore, run, show, status, verify,
+    backup, copy, doctor, export, forget, import, key, list, prune, repair, restore, run, show,
+    status, verify,
 };
 
 /// Backs up a compose stack of n8n, PostgreSQL, Ollama and Qdrant while it runs, and gets it back.
@@ -35,6 +36,10 @@ pub enum Command {
     Show(show::Args),
     /// Restores the stack, or a part of it, from a backup.
     Restore(restore::Args),
+    /// Takes in a backup that was made with tar or cp.
+    Import(import::Args),
+    /// Drops backups by hand.
+    Forget(forget::Args),
     /// Writes a backup's archives as a plain tar file to standard output.
     Export(export::Args),
     /// Checks that backups can be read back.
@@ -57,8 +62,8 @@ pub enum Command {
 
 /// Names under which the program is a command itself: links in the image.
 const MULTI_CALL: &[&str] = &[
-    "run", "backup", "list", "show", "restore", "export", "verify", "prune", "repair", "copy",
-    "key", "doctor", "status",
+    "run", "backup", "list", "show", "restore", "import", "forget", "export", "verify", "prune",
+    "repair", "copy", "key", "doctor", "status",
 ];
 
 impl Cli {

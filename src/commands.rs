@@ -4,6 +4,8 @@ pub mod backup;
 pub mod copy;
 pub mod doctor;
 pub mod export;
+pub mod forget;
+pub mod import;
 pub mod key;
 pub mod list;
 pub mod prune;
@@ -15,7 +17,10 @@ pub mod status;
 pub mod verify;
 
 mod adapters;
+mod destination;
 mod output;
+mod parts;
+mod question;
 mod record;
 mod workplace;
 

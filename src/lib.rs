@@ -7,6 +7,7 @@
 //!                  → archive (one tar stream a service) → repository (blocks → frames → packs → manifest)
 //! restore:  manifest → restore::plan → preflight → journal, stop → write beside, swap → start in order
 //!                  → health → done, or roll back
+//! import:   tars and directories → import (stage, detect) → services, without their servers → repository
 //! ```
 //!
 //! # Invariants
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod durable;
+pub mod import;
 pub mod repository;
 pub mod restore;
 pub mod retention;

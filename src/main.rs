@@ -53,6 +53,8 @@ fn main() -> ExitCode {
             Command::List(args) => commands::list::run(&context, &args),
             Command::Show(args) => commands::show::run(&context, &args),
             Command::Restore(args) => commands::restore::run(&context, &args).await,
+            Command::Import(args) => commands::import::run(&context, &args).await,
+            Command::Forget(args) => commands::forget::run(&context, &args).await,
             Command::Export(args) => commands::export::run(&context, &args).await,
             Command::Verify(args) => commands::verify::run(&context, &args),
             Command::Key(args) => commands::key::run(&context, &args),

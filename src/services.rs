@@ -9,7 +9,7 @@ pub mod ollama;
 pub mod postgres;
 pub mod project;
 pub mod qdrant;
-mod support;
+pub(crate) mod support;
 pub mod volume;
 
 use std::fmt;

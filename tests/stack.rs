@@ -3,6 +3,8 @@
 
 #[path = "containers/faults.rs"]
 mod faults;
+#[path = "containers/imports.rs"]
+mod imports;
 #[path = "containers/project.rs"]
 mod project;
 #[path = "containers/restores.rs"]

@@ -1,6 +1,7 @@
 //! From the stack's services to their adapters: the one place that knows them all.
 
 use crate::config::Config;
+use crate::repository::manifest::ArchiveRecord;
 use crate::restore::Restore;
 use crate::services::{
     Service, ServiceError, ServiceKind, n8n, ollama, postgres, project, qdrant, volume,
@@ -19,10 +20,17 @@ pub fn service(config: &Config, found: &StackService) -> Result<Box<dyn Service>
     })
 }
 
-/// The adapter that restores it.
-pub fn restore(config: &Config, found: &StackService) -> Result<Box<dyn Restore>, ServiceError> {
+/// The adapter that restores an archive into it.
+pub fn restore(
+    config: &Config,
+    found: &StackService,
+    record: &ArchiveRecord,
+) -> Result<Box<dyn Restore>, ServiceError> {
     Ok(match found.kind {
         ServiceKind::Postgres => Box::new(postgres::PostgresRestore::new(config, found)?),
+        ServiceKind::Qdrant if qdrant::is_storage(&record.report) => {
+            Box::new(qdrant::QdrantStorageRestore::new(config, found)?)
+        }
         ServiceKind::Qdrant => Box::new(qdrant::QdrantRestore::new(config, found)?),
         ServiceKind::Ollama => Box::new(ollama::OllamaRestore::new(config, found)?),
         ServiceKind::N8n => Box::new(n8n::N8nRestore::new(config, found)?),

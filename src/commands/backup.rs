@@ -1,25 +1,20 @@
 //! `backup`: hold, copy, freeze, drain, release, commit, and then retention.
 
-mod parts;
-
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::parts::{self, Part};
 use super::record::Record;
 use super::workplace::Workplace;
-use super::{Context, Failure, adapters, output, prune};
-use crate::archive::{EndedArchive, SealedArchive};
+use super::{Context, Failure, adapters, destination, output, prune};
+use crate::repository::Repository;
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
-use crate::repository::session::{ArchiveNotes, BackupNotes, new_id};
-use crate::repository::store::{self, Store};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::session::{BackupNotes, new_id};
 use crate::retention::{self, Candidate, Decision};
-use parts::Part;
 
 /// Backs up the stack now, while it runs.
 #[derive(Debug, Default, clap::Args)]
@@ -77,9 +72,7 @@ async fn backup_and_retain(
 ) -> anyhow::Result<Outcome> {
     let place = Workplace::enter(context, trigger).await?;
     Record::note_begin(&context.config.state);
-    let repository = open_repository(context, args.new_repository)?;
-    repository.store().check_writable()?;
-    guard_secrets(context, &repository)?;
+    let repository = destination::open(context, args.new_repository)?;
     let manifest = backup(context, &place, &repository).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
     let prune = housekeep(context, &repository);
@@ -125,66 +118,6 @@ fn housekeep(context: &Context, repository: &Repository) -> Option<Report> {
     }
 }
 
-/// What lies unencrypted is said at each backup; in a remote place it must be agreed to.
-fn guard_secrets(context: &Context, repository: &Repository) -> anyhow::Result<()> {
-    if repository.is_encrypted() {
-        return Ok(());
-    }
-    let store = &**repository.store();
-    refuse_plain_remote(context, store)?;
-    tracing::warn!(
-        "the repository in {} is not encrypted: whoever reads it reads the stack's passwords and keys; AGE_PASSPHRASE encrypts a new one",
-        store.describe()
-    );
-    Ok(())
-}
-
-/// Before a repository is made, too: one that nobody agreed to would be in the way of an encrypted one.
-fn refuse_plain_remote(context: &Context, store: &dyn Store) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        !store.is_remote() || context.config.plaintext_secrets,
-        "the repository in {} is remote and would not be encrypted, and a backup holds passwords and keys (.env, n8n's key, Ollama's key): \
-         set AGE_PASSPHRASE for a new repository, or agree with BACKUP_PLAINTEXT_SECRETS=yes",
-        store.describe()
-    );
-    Ok(())
-}
-
-/// Opens the repository, or makes it; an empty mount point in the place of the known one is neither.
-fn open_repository(context: &Context, new_repository: bool) -> anyhow::Result<Repository> {
-    let place = &context.config.repository;
-    let store = store::connect(&context.config)?;
-    let known = Record::load(&context.config.state)
-        .repository
-        .filter(|_| !new_repository);
-    let repository = match (
-        Repository::open(Arc::clone(&store), &context.config.keys),
-        known,
-    ) {
-        (Err(RepositoryError::NoRepository(place)), Some(_)) => anyhow::bail!(
-            "{place} is empty, but backups were made to a repository there before: is the disk mounted? \
-             To begin a new one, run `backup --new-repository`"
-        ),
-        (Ok(repository), Some(id)) if repository.id() != id => anyhow::bail!(
-            "{} holds another repository ({}) than the one backups were made to ({id}): is the right disk mounted? \
-             To go on with this one, run `backup --new-repository`",
-            place,
-            repository.id()
-        ),
-        (Err(RepositoryError::NoRepository(_)), None) => {
-            if !context.config.keys.encrypts() {
-                refuse_plain_remote(context, &*store)?;
-            }
-            Repository::open_or_init(store, &context.config.keys)?
-        }
-        (opened, _) => opened?,
-    };
-    Record::update(&context.config.state, |record| {
-        record.repository = Some(repository.id().to_owned());
-    });
-    Ok(repository)
-}
-
 async fn backup(
     context: &Context,
     place: &Workplace,
@@ -203,37 +136,12 @@ async fn backup(
     );
     tracing::info!(backup = %id, services = parts.len(), "begins");
     let session = repository.begin(&id, &context.config.state, context.config.compression_level)?;
-    let stopper = tokio::spawn({
-        let (stop, session) = (context.stop.clone(), session.session().clone());
-        async move {
-            stop.cancelled().await;
-            session.request_stop();
-        }
-    });
-    let mut bar = output::BackupBar::hidden();
-    if output::BackupBar::is_wanted(context.json) {
-        let mut estimate_bytes = 0;
-        for part in &parts {
-            estimate_bytes += part.service.estimate().await;
-        }
-        bar = output::BackupBar::start(session.session().clone(), estimate_bytes);
-    }
-    let stepped = parts::steps(&mut parts, &session, &run, &bar).await;
-    // Whatever happened: nothing stays held in a service.
-    let released = parts::release(&mut parts).await;
-    drop(bar);
-    stopper.abort();
-    if stepped.is_err() || released.is_err() {
-        // The archives are given up while the session still stands.
-        parts.clear();
-    }
-    stepped?;
-    released?;
-    let archives = seal(parts)?;
+    let archives = parts::archive(context, &session, &run, parts).await?;
     let notes = BackupNotes {
         host: crate::repository::host_name(),
         project: place.stack.project.clone(),
         warnings: place.stack.warnings.clone(),
+        imported: None,
     };
     let manifest = tokio::task::block_in_place(|| session.commit(archives, notes))
         .context("commit the backup")?;
@@ -247,29 +155,6 @@ async fn backup(
     Ok(manifest)
 }
 
-fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
-    let mut ended_archives = Vec::with_capacity(parts.len());
-    for part in parts {
-        let archive = part.archive.context("an archive was not begun")?;
-        let ended = tokio::task::block_in_place(|| archive.end())?;
-        let notes = ArchiveNotes {
-            kind: part.service.kind(),
-            container: part.container,
-            point: part.point.context("a service was not frozen")?,
-            report: part.report.context("a service did not report")?,
-        };
-        for warning in &notes.report.warnings {
-            tracing::warn!(service = part.service.name(), "{warning}");
-        }
-        ended_archives.push((ended, notes));
-    }
-    // They share blocks: only now every pack has its name.
-    tokio::task::block_in_place(|| {
-        let sealed = |(ended, notes): (EndedArchive, _)| Ok((ended.seal()?, notes));
-        ended_archives.into_iter().map(sealed).collect()
-    })
-}
-
 /// Decides over all good backups of the project, and drops the manifests of those that nothing wants.
 fn retain(
     context: &Context,
@@ -280,7 +165,8 @@ fn retain(
     let mut candidates = Vec::new();
     for id in repository.backups()? {
         match repository.manifest(&id) {
-            Ok(manifest) if manifest.project == newest.project => {
+            // What was imported was no part of the schedule: it takes nobody's place, and goes by hand only.
+            Ok(manifest) if manifest.project == newest.project && manifest.imported.is_none() => {
                 candidates.push(Candidate::of(&manifest));
             }
             Ok(_) => {}

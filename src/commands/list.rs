@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Failure, output};
+use crate::repository::manifest::Imported;
 
 /// Lists the backups, newest last.
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,8 @@ struct Row {
     skew_ms: u64,
     services: BTreeMap<String, String>,
     warnings: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    imported: Option<Imported>,
 }
 
 pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
@@ -49,6 +52,7 @@ pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
                 raw_bytes: manifest.raw_bytes,
                 stored_bytes: manifest.stored_bytes,
                 skew_ms: manifest.skew_ms,
+                imported: manifest.imported,
             }),
             Err(err) => unreadable.push(err.to_string()),
         }
@@ -81,11 +85,7 @@ fn text(rows: &[Row], zone: &str) -> String {
                     .map(String::as_str)
                     .collect::<Vec<_>>()
                     .join(" "),
-                if row.warnings > 0 {
-                    format!("{} warnings: see show", row.warnings)
-                } else {
-                    String::new()
-                },
+                remarks(row),
             ]
         })
         .collect();
@@ -96,4 +96,11 @@ fn text(rows: &[Row], zone: &str) -> String {
         &[false, false, true, true, true, false, false],
         &cells,
     )
+}
+
+fn remarks(row: &Row) -> String {
+    let imported = row.imported.as_ref().map(|_| "imported".to_owned());
+    let warnings = (row.warnings > 0).then(|| format!("{} warnings: see show", row.warnings));
+    let remarks: Vec<String> = imported.into_iter().chain(warnings).collect();
+    remarks.join(", ")
 }

@@ -1,22 +1,21 @@
 //! `restore`: plan, question, apply; or unpack archives into a directory.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::record::{Record, Run};
 use super::workplace::Workplace;
-use super::{Context, Failure, adapters, output};
+use super::{Context, Failure, adapters, output, question};
 use crate::config::Config;
 use crate::repository::Repository;
-use crate::repository::manifest::Manifest;
+use crate::repository::manifest::{ArchiveRecord, Manifest};
 use crate::repository::session::new_id;
 use crate::restore::apply::{self, Event, Options, Progress, RestoreReport, Site};
 use crate::restore::plan::{self, Plan, Request};
@@ -86,7 +85,9 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
 
     let config = context.config.clone();
-    let factory = move |service: &StackService| adapters::restore(&config, service);
+    let factory = move |service: &StackService, record: &ArchiveRecord| {
+        adapters::restore(&config, service, record)
+    };
     let plan = plan::build(&manifest, &place.stack, &request, &factory).map_err(Failure::usage)?;
     let open = |record: &_| Ok(repository.archive(&manifest, record)?);
     if args.dry_run {
@@ -144,24 +145,8 @@ fn agree(context: &Context, args: &Args, plan: &Plan, cautions: &[Check]) -> Res
             check.subject
         );
     }
-    if args.yes {
-        return Ok(());
-    }
-    if !std::io::stdin().is_terminal() || context.json {
-        return Err(Failure::usage(anyhow::Error::msg(
-            "nothing was changed: there is no terminal to ask on, so add --yes to restore as planned",
-        )));
-    }
-    super::print("Restore as planned? Type yes: ")?;
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .context("read the answer")?;
-    if answer.trim().eq_ignore_ascii_case("yes") {
-        return Ok(());
-    }
-    Err(Failure::sentence("nothing was changed"))
+    let question = "Restore as planned?";
+    question::confirm(context, args.yes, question, "restore as planned")
 }
 
 /// Reads every byte of the archives that are restored: damage is found before anything is stopped.

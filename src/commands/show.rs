@@ -34,11 +34,24 @@ fn text(manifest: &Manifest, zone: &str) -> String {
         out.push('\n');
     };
     line(format!("backup    {}", manifest.id));
-    line(format!(
-        "finished  {}, after {}",
-        output::time(manifest.finished, zone),
-        output::duration(took)
-    ));
+    match &manifest.imported {
+        Some(imported) => {
+            line(format!(
+                "taken     {}",
+                output::time(manifest.finished, zone)
+            ));
+            line(format!(
+                "imported  {}, from {}",
+                output::time(imported.at, zone),
+                imported.from.join(", ")
+            ));
+        }
+        None => line(format!(
+            "finished  {}, after {}",
+            output::time(manifest.finished, zone),
+            output::duration(took)
+        )),
+    }
     line(format!(
         "host      {}{}",
         manifest.host,

@@ -35,6 +35,18 @@ pub struct Manifest {
     pub stored_bytes: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Made without this program, and taken in later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
+}
+
+/// Where an imported backup comes from. Its `started` and `finished` are when it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The files and directories, as they were named.
+    pub from: Vec<String>,
+    /// When it was taken into the repository.
+    pub at: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::crypto::Sealed;
 use super::index::{self, IndexWriter};
 use super::lease::{self, Lease};
-use super::manifest::{ArchiveRecord, Manifest, Parent};
+use super::manifest::{ArchiveRecord, Imported, Manifest, Parent};
 use super::pipeline::{Pipeline, Workers};
 use super::sink::{SealedArchive, Sink};
 use super::table::BlockTable;
@@ -67,6 +67,7 @@ pub struct Session {
     index: Arc<IndexWriter>,
     workers: Workers,
     cache: Mutex<Cache>,
+    origin: Origin,
     run: String,
     /// Set when the run is to be given up: the next block fails.
     stop: AtomicBool,
@@ -109,6 +110,15 @@ impl Session {
         self.cache().learn_pack(pack, table)
     }
 
+    /// What the cache knows an archive's files by.
+    pub(super) fn cached_as(&self, archive: &str) -> String {
+        match self.origin {
+            Origin::Stack => archive.to_owned(),
+            // No archive of a stack can be called so.
+            Origin::Import => format!("import:{archive}"),
+        }
+    }
+
     pub(super) fn run(&self) -> &str {
         &self.run
     }
@@ -128,6 +138,16 @@ pub struct Backup<'a> {
     parent: Option<Parent>,
 }
 
+/// Where the files of a backup come from.
+///
+/// The cache keeps the two apart: what it knows of the stack's live files must outlast an import, and the
+/// next import of the same files is compared with the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Stack,
+    Import,
+}
+
 /// What a service's adapter says of its archive, for the manifest.
 #[derive(Debug, Clone)]
 pub struct ArchiveNotes {
@@ -143,6 +163,8 @@ pub struct BackupNotes {
     pub host: String,
     pub project: Option<String>,
     pub warnings: Vec<String>,
+    /// Of an import: when the backup was made, and where it comes from.
+    pub imported: Option<(Timestamp, Imported)>,
 }
 
 /// A new backup's id: sorts by time, and is unique among hosts.
@@ -160,6 +182,26 @@ const LOCK_PATIENCE: Duration = Duration::from_mins(10);
 impl Repository {
     /// Begins a backup: takes its lease and opens the cache in `state`.
     pub fn begin(&self, id: &str, state: &Path, level: i32) -> Result<Backup<'_>, RepositoryError> {
+        self.begin_from(Origin::Stack, id, state, level)
+    }
+
+    /// Begins to take in a backup that was made without this program; `id` is of the time it was made.
+    pub fn begin_import(
+        &self,
+        id: &str,
+        state: &Path,
+        level: i32,
+    ) -> Result<Backup<'_>, RepositoryError> {
+        self.begin_from(Origin::Import, id, state, level)
+    }
+
+    fn begin_from(
+        &self,
+        origin: Origin,
+        id: &str,
+        state: &Path,
+        level: i32,
+    ) -> Result<Backup<'_>, RepositoryError> {
         let started = Timestamp::now();
         let vault = self.vault();
         vault.store.remove_abandoned()?;
@@ -178,6 +220,7 @@ impl Repository {
             vault: Arc::clone(vault),
             workers: Workers::start(level)?,
             cache: Mutex::new(cache),
+            origin,
             run: id.to_owned(),
             stop: AtomicBool::new(false),
             progress: Progress::default(),
@@ -276,6 +319,10 @@ impl Backup<'_> {
             .collect();
         self.store_lists(&archives)?;
         let records: Vec<_> = archives.into_iter().map(|(_, record)| record).collect();
+        let (started, finished, imported) = match notes.imported {
+            Some((taken, imported)) => (taken, taken, Some(imported)),
+            None => (self.started, Timestamp::now(), None),
+        };
         let manifest = Manifest {
             format: FORMAT,
             id: id.clone(),
@@ -284,14 +331,15 @@ impl Backup<'_> {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             host: notes.host,
             project: notes.project,
-            started: self.started,
-            finished: Timestamp::now(),
+            started,
+            finished,
             skew_ms: skew_ms(&records),
             raw_bytes: records.iter().map(|r| r.raw_bytes).sum(),
             read_bytes: records.iter().map(|r| r.read_bytes).sum(),
             stored_bytes: records.iter().map(|r| r.stored_bytes).sum(),
             archives: records,
             warnings: notes.warnings,
+            imported,
         };
         self.put_manifest(manifest)
     }
@@ -361,7 +409,11 @@ impl Backup<'_> {
 
     fn put_manifest(self, manifest: Manifest) -> Result<Manifest, RepositoryError> {
         let (id, vault) = (&manifest.id, self.repository.vault());
-        let names: Vec<String> = manifest.archives.iter().map(|a| a.name.clone()).collect();
+        let names: Vec<String> = manifest
+            .archives
+            .iter()
+            .map(|archive| self.session.cached_as(&archive.name))
+            .collect();
         let sealed = manifest.seal(vault)?;
         self.lease.check()?;
         vault

@@ -26,6 +26,8 @@ pub struct Sink {
     pipeline: Pipeline,
     session: Arc<Session>,
     archive: String,
+    /// What the cache knows its files by.
+    cached_as: String,
     /// The frame being filled.
     frame: Vec<u8>,
     frame_limit: usize,
@@ -86,6 +88,7 @@ impl Sink {
     pub(super) fn new(session: Arc<Session>, archive: String) -> Result<Self, RepositoryError> {
         let pipeline = session.pipeline()?;
         Ok(Self {
+            cached_as: session.cached_as(&archive),
             session,
             archive,
             pipeline,
@@ -172,16 +175,16 @@ impl Sink {
         self.raw_bytes += ranges.length();
         self.session.progress.add_raw(ranges.length());
         self.ranges.extend(ranges);
-        self.session.cache().keep_file(&self.archive, name, known)
+        self.session.cache().keep_file(&self.cached_as, name, known)
     }
 
     pub fn cached_file(&self, name: &[u8]) -> Result<Option<KnownFile>, RepositoryError> {
-        self.session.cache().file(&self.archive, name)
+        self.session.cache().file(&self.cached_as, name)
     }
 
     /// The pages that a cached file had.
     pub fn cached_pages(&self, name: &[u8]) -> Result<Vec<PageId>, RepositoryError> {
-        self.session.cache().pages(&self.archive, name)
+        self.session.cache().pages(&self.cached_as, name)
     }
 
     /// Keeps what is needed to splice or compare the file next time.
@@ -193,7 +196,7 @@ impl Sink {
     ) -> Result<(), RepositoryError> {
         self.session
             .cache()
-            .put_file(&self.archive, name, file, pages)
+            .put_file(&self.cached_as, name, file, pages)
     }
 
     pub fn mark(&self) -> Mark {

@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
             let Some(service) = service else { continue };
             jobs.push(Job {
                 planned,
-                adapter: factory(service)?,
+                adapter: factory(service, &planned.record)?,
                 swap: None,
                 applied: false,
             });

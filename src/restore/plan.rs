@@ -17,10 +17,13 @@ use crate::repository::manifest::{ArchiveRecord, Manifest};
 use crate::services::{PointInTime, ServiceError, ServiceKind};
 use crate::stack::{ContainerRef, Stack, StackService};
 use order::Why;
+use render::into_note;
 
-/// Makes the adapter of a service.
-pub type Factory<'a> =
-    dyn Fn(&StackService) -> Result<Box<dyn Restore>, ServiceError> + Send + Sync + 'a;
+/// Makes the adapter that brings an archive into a service: archives of one kind may want different ones.
+pub type Factory<'a> = dyn Fn(&StackService, &ArchiveRecord) -> Result<Box<dyn Restore>, ServiceError>
+    + Send
+    + Sync
+    + 'a;
 
 /// What the person asked for.
 #[derive(Debug, Clone, Default)]
@@ -163,13 +166,9 @@ pub fn build(
     let mut notes = Vec::new();
     let mut matched: Vec<(&ArchiveRecord, &StackService)> = Vec::new();
     for record in select(manifest, stack, &request.only)? {
-        let Some(service) = find_service(record, stack, &mut notes)? else {
+        let Some(service) = find_service(manifest, record, stack, &mut notes)? else {
             if request.only.is_empty() {
-                notes.push(format!(
-                    "archive \"{}\" (the project's own files) is not put back in place: get it with --only {} \
-                     --into DIR",
-                    record.name, record.name
-                ));
+                notes.push(not_put_back(record));
                 continue;
             }
             return Err(not_in_stack(record, stack));
@@ -187,7 +186,7 @@ pub fn build(
     }
     let mut services = Vec::new();
     for (record, service) in &matched {
-        let way = match factory(service)?.way() {
+        let way = match factory(service, record)?.way() {
             Way::Swap { root } => PlannedWay::Swap { root },
             Way::Online => PlannedWay::Online,
         };
@@ -285,12 +284,17 @@ fn select_one(manifest: &Manifest, stack: &Stack, name: &str) -> Result<usize, P
 /// The service an archive goes into: the one of its kind and name, or else the only one of its kind.
 ///
 /// A volume goes only into the one of its own name: another is another's data. `None` for project files
-/// where the stack has no such service.
+/// where the stack has no such service, and for an import's files that belong to no service.
 fn find_service<'s>(
+    manifest: &Manifest,
     record: &ArchiveRecord,
     stack: &'s Stack,
     notes: &mut Vec<String>,
 ) -> Result<Option<&'s StackService>, PlanError> {
+    // Its name was made up by the import: a service called so has nothing to do with it.
+    if record.kind == ServiceKind::Volume && manifest.imported.is_some() {
+        return Ok(None);
+    }
     let of_kind: Vec<_> = stack
         .services
         .iter()
@@ -314,6 +318,17 @@ fn find_service<'s>(
             candidates: several.iter().map(|s| s.name.clone()).collect(),
         }),
     }
+}
+
+fn not_put_back(record: &ArchiveRecord) -> String {
+    let what = match record.kind {
+        ServiceKind::Project => "the project's own files",
+        _ => "what the import found to belong to no service",
+    };
+    format!(
+        "archive \"{}\" ({what}) is not put back in place: get it with --only {} --into DIR",
+        record.name, record.name
+    )
 }
 
 fn not_in_stack(record: &ArchiveRecord, stack: &Stack) -> PlanError {
@@ -382,32 +397,6 @@ fn assemble(
         stage_first: request.stage_first,
         without_engine: stack.without_engine.clone(),
         notes,
-    }
-}
-
-/// How unpacked files get into a service by hand.
-fn into_note(service: &PlannedService) -> Option<String> {
-    let PlannedWay::Into { directory } = &service.way else {
-        return None;
-    };
-    let directory = directory.display();
-    match service.kind {
-        ServiceKind::Postgres => Some(format!(
-            "{directory} is a base backup with its WAL. To start PostgreSQL {} on it: give it to the server's \
-             user (chown -R 999:999, or 70:70 for alpine images) with mode 0700, make an empty file \
-             recovery.signal in it, leave backup_label where it is, and start with -c restore_command=false -c \
-             recovery_target_action=promote -c hot_standby=off. It is ready once SELECT pg_is_in_recovery() is \
-             false",
-            service.record.report.version
-        )),
-        ServiceKind::Qdrant => Some(format!(
-            "{directory} holds one Qdrant snapshot a collection: recover each with POST \
-             /collections/NAME/snapshots/upload?priority=snapshot, then make the aliases"
-        )),
-        ServiceKind::Ollama => Some(format!(
-            "{directory} is the content of ~/.ollama: copy models/blobs before models/manifests"
-        )),
-        _ => None,
     }
 }
 

@@ -57,6 +57,8 @@ pub struct N8n {
     key: Option<FoundKey>,
     version: Option<String>,
     scratch: Option<PathBuf>,
+    /// Its directory is a copy: the servers that answer are others than those it belonged to.
+    is_copy: bool,
     page_bytes: u32,
     warnings: Vec<String>,
 }
@@ -143,8 +145,18 @@ impl N8n {
             key: None,
             version: None,
             scratch: None,
+            is_copy: false,
             page_bytes: 0,
             warnings: Vec::new(),
+        })
+    }
+
+    /// A copy of an n8n directory, with as much of its environment as is known.
+    pub fn of_copy(config: &Config, service: &StackService) -> Result<Self, ServiceError> {
+        Ok(Self {
+            is_copy: true,
+            endpoint: None,
+            ..Self::new(config, service)?
         })
     }
 
@@ -219,6 +231,13 @@ impl N8n {
                             source,
                         })
                     })
+            }
+            Database::Postgres if self.is_copy => {
+                self.warnings.push(
+                    "the encryption key was not proven, because n8n's credentials are in PostgreSQL: see after a restore that n8n opens them"
+                        .to_owned(),
+                );
+                Ok(None)
             }
             Database::Postgres => match database::read_postgres(&self.environment) {
                 Ok(findings) => Ok(Some(findings)),

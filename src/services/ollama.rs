@@ -305,7 +305,7 @@ impl Service for Ollama {
             self.listed = Some(tags(endpoint).await?);
         } else {
             self.warnings.push(
-                "Ollama's files were copied without asking the server: set OLLAMA_URL to have the models compared with what it offers"
+                "Ollama's files were copied without asking a server whether these are the models it offers (OLLAMA_URL)"
                     .to_owned(),
             );
         }

@@ -12,6 +12,7 @@ pub mod backup;
 mod check;
 pub mod control;
 pub mod facts;
+mod files;
 pub mod label;
 mod locate;
 
@@ -46,6 +47,7 @@ use crate::archive::ArchiveWriter;
 use crate::config::Config;
 use crate::stack::StackService;
 
+pub use self::files::PostgresFiles;
 pub use self::restore::PostgresRestore;
 
 /// One PostgreSQL server, through its backup.
@@ -391,6 +393,7 @@ impl Begun {
             tablespaces,
             databases: frozen.databases,
             max_connections: server.max_connections.clone(),
+            copied: None,
         })
     }
 

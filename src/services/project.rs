@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use regex::Regex;
 use tokio::io::AsyncReadExt;
 
-use super::support::{archive_failed, io_failed};
+use super::support::{archive_failed, io_failed, regular};
 use super::{
     Check, ErrorKind, PointInTime, RunContext, Service, ServiceError, ServiceKind, ServiceReport,
 };
@@ -41,6 +41,8 @@ pub struct Project {
     name: String,
     root: PathBuf,
     named: Vec<String>,
+    /// Links in a person's own project are meant; those in a copy may lead anywhere.
+    follows_links: bool,
 }
 
 impl Project {
@@ -49,7 +51,18 @@ impl Project {
             name: service.name.clone(),
             root: config.project_dir.clone(),
             named: named_by_label(service),
+            follows_links: true,
         })
+    }
+
+    /// A copy of a project's directory, by whomever.
+    pub fn of_copy(name: &str, root: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            root: root.to_owned(),
+            named: Vec::new(),
+            follows_links: false,
+        }
     }
 
     /// Relative names of the project's files, sorted.
@@ -64,14 +77,38 @@ impl Project {
             }
         }
         found.extend(self.named.iter().cloned());
-        found.extend(named_by_env(&self.root.join(".env")));
-        found.retain(|name| {
-            std::fs::metadata(self.root.join(name)).is_ok_and(|stat| stat.is_file())
-        });
+        if self.is_file(".env") {
+            found.extend(named_by_env(&self.root.join(".env")));
+        }
+        found.retain(|name| self.is_file(name));
         Ok(found)
     }
 
-    fn list(&self) -> Result<BTreeSet<String>, ServiceError> {
+    fn is_file(&self, name: &str) -> bool {
+        if self.follows_links {
+            return std::fs::metadata(self.root.join(name)).is_ok_and(|stat| stat.is_file());
+        }
+        let mut path = self.root.clone();
+        let mut parts = name.split('/').peekable();
+        while let Some(part) = parts.next() {
+            path.push(part);
+            let stat = std::fs::symlink_metadata(&path);
+            let is_last = parts.peek().is_none();
+            if !stat.is_ok_and(|stat| {
+                if is_last {
+                    stat.is_file()
+                } else {
+                    stat.is_dir()
+                }
+            }) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Relative names of the project's files, sorted; an error when they are too many.
+    pub fn list(&self) -> Result<BTreeSet<String>, ServiceError> {
         let files = self
             .files()
             .map_err(|e| io_failed(&self.name, "list the project's directory", &self.root, e))?;
@@ -88,7 +125,12 @@ impl Project {
     fn store(&self, archive: &mut ArchiveWriter, name: &str) -> Result<(), ServiceError> {
         let path = self.root.join(name);
         let failed = |e| io_failed(&self.name, "read", &path, e);
-        let file = std::fs::File::open(&path).map_err(failed)?;
+        let file = if self.follows_links {
+            std::fs::File::open(&path)
+        } else {
+            regular(&path)
+        };
+        let file = file.map_err(failed)?;
         let stat = file.metadata().map_err(failed)?;
         let mut text = Vec::new();
         file.take(MAX_FILE_BYTES + 1)
@@ -340,7 +382,7 @@ impl Restore for ProjectRestore {
 }
 
 /// `.env`, `.env.*`, `compose*.y*ml` and `docker-compose*.y*ml`; not what a restore put beside them.
-fn is_project_file(name: &str) -> bool {
+pub(crate) fn is_project_file(name: &str) -> bool {
     if name == ".env" {
         return true;
     }
@@ -376,7 +418,12 @@ fn named_by_label(service: &StackService) -> Vec<String> {
 /// Files that `COMPOSE_FILE` and `COMPOSE_ENV_FILES` in `.env` name.
 fn named_by_env(env: &Path) -> Vec<String> {
     // `.env` itself is among the files: when it cannot be read, its copy says so.
-    let text = std::fs::read_to_string(env).unwrap_or_default();
+    let mut text = String::new();
+    let read = std::fs::File::open(env)
+        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
+    if read.is_err() {
+        return Vec::new();
+    }
     let value = |name: &str| {
         let pattern = format!(r#"(?m)^\s*(?:export\s+)?{name}\s*=\s*["']?([^"'\r\n#]*)"#);
         let found = Regex::new(&pattern).ok()?.captures(&text)?;

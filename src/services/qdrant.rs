@@ -10,6 +10,7 @@ mod backup;
 mod names;
 mod restore;
 mod server;
+mod storage;
 mod transfer;
 mod undo;
 
@@ -31,6 +32,7 @@ use backup::Held;
 use server::{Address, Server};
 
 pub use restore::QdrantRestore;
+pub use storage::{QdrantStorage, QdrantStorageRestore, is_storage};
 pub use undo::{undo_collection, undo_replaced, undo_snapshot};
 
 /// The first version without known corruption under writes and without blocking them for the whole snapshot.

@@ -254,7 +254,7 @@ pub(super) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// An archive that could not be written, as this service's failure.
-pub(super) fn archive_failed(service: &str, error: ArchiveError) -> ServiceError {
+pub(crate) fn archive_failed(service: &str, error: ArchiveError) -> ServiceError {
     let kind = match &error {
         ArchiveError::Digest { .. } => ErrorKind::Damaged,
         ArchiveError::KeepsChanging(_) => ErrorKind::Setup,
@@ -276,7 +276,7 @@ pub(super) fn io_failed(
 
 /// Opens a file to read it that must be a regular one: a link, pipe or device that a service put in its place
 /// is neither followed nor waited for.
-pub(super) fn regular(path: &Path) -> std::io::Result<std::fs::File> {
+pub(crate) fn regular(path: &Path) -> std::io::Result<std::fs::File> {
     use rustix::fs::{Mode, OFlags};
     let refused = || {
         std::io::Error::new(

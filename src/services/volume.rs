@@ -203,7 +203,7 @@ impl Restore for VolumeRestore {
 }
 
 /// What a person should know of entries that no backup holds.
-pub(super) fn skipped_warning(counts: &TreeCounts) -> Option<String> {
+pub(crate) fn skipped_warning(counts: &TreeCounts) -> Option<String> {
     (counts.skipped_special > 0).then(|| {
         format!(
             "{} sockets, pipes or devices are not in the backup: programs make them anew",
@@ -212,14 +212,14 @@ pub(super) fn skipped_warning(counts: &TreeCounts) -> Option<String> {
     })
 }
 
-pub(super) fn tree_counts(counts: &TreeCounts) -> std::collections::BTreeMap<String, u64> {
+pub(crate) fn tree_counts(counts: &TreeCounts) -> std::collections::BTreeMap<String, u64> {
     [("files", counts.files), ("directories", counts.directories)]
         .map(|(name, n)| (name.to_owned(), n))
         .into()
 }
 
 /// Bytes of the files of a tree. What cannot be read is left to the copy to report.
-pub(super) fn tree_bytes(root: &Path, rules: &Rules) -> u64 {
+pub(crate) fn tree_bytes(root: &Path, rules: &Rules) -> u64 {
     let mut walk = walk(root, rules);
     for entry in walk.by_ref().take(ESTIMATE_ENTRIES) {
         if entry.is_err() {
@@ -230,7 +230,7 @@ pub(super) fn tree_bytes(root: &Path, rules: &Rules) -> u64 {
 }
 
 /// Repository and state where they lie below the directory: a backup does not hold itself.
-pub(super) fn own_directories(config: &Config, root: &Path) -> Vec<String> {
+pub(crate) fn own_directories(config: &Config, root: &Path) -> Vec<String> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let root = real(root);
     config
@@ -260,7 +260,7 @@ fn only_mount(service: &StackService) -> Result<PathBuf, ServiceError> {
 }
 
 /// The last part of a path in an archive's name's alphabet.
-fn slug(path: &Path) -> String {
+pub(crate) fn slug(path: &Path) -> String {
     let last = path.file_name().unwrap_or_default().to_string_lossy();
     let slug: String = last
         .to_lowercase()

@@ -269,10 +269,12 @@ impl Place {
 
     pub fn factory(
         &self,
-    ) -> impl Fn(&StackService) -> Result<Box<dyn Restore>, ServiceError> + Send + Sync + use<>
-    {
+    ) -> impl Fn(&StackService, &ArchiveRecord) -> Result<Box<dyn Restore>, ServiceError>
+    + Send
+    + Sync
+    + use<> {
         let (data, world) = (self.dir.path().join("data"), Arc::clone(&self.world));
-        move |service: &StackService| {
+        move |service: &StackService, _: &ArchiveRecord| {
             Ok(Box::new(Files {
                 name: service.name.clone(),
                 root: data.join(&service.name),

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::services::ServiceKind;
+use crate::services::postgres::facts::Facts;
+use crate::services::{ServiceKind, qdrant};
 
 use super::{Plan, PlannedContainer, PlannedService, PlannedWay};
 
@@ -139,4 +140,44 @@ fn size(bytes: u64) -> String {
         unit *= 1000;
     }
     format!("{bytes} B")
+}
+
+/// How unpacked files get into a service by hand.
+pub(super) fn into_note(service: &PlannedService) -> Option<String> {
+    let PlannedWay::Into { directory } = &service.way else {
+        return None;
+    };
+    let directory = directory.display();
+    match service.kind {
+        ServiceKind::Postgres if is_copied(service) => Some(format!(
+            "{directory} is a data directory that was copied as files. To start PostgreSQL {} on it: give it to \
+             the server's user (chown -R 999:999, or 70:70 for alpine images) with mode 0700, and start it",
+            service.record.report.version
+        )),
+        ServiceKind::Postgres => Some(format!(
+            "{directory} is a base backup with its WAL. To start PostgreSQL {} on it: give it to the server's \
+             user (chown -R 999:999, or 70:70 for alpine images) with mode 0700, make an empty file \
+             recovery.signal in it, leave backup_label where it is, and start with -c restore_command=false -c \
+             recovery_target_action=promote -c hot_standby=off. It is ready once SELECT pg_is_in_recovery() is \
+             false",
+            service.record.report.version
+        )),
+        ServiceKind::Qdrant if qdrant::is_storage(&service.record.report) => Some(format!(
+            "{directory} is Qdrant's storage as it lay on the disk: stop the server, put it in the place of \
+             /qdrant/storage, and start the server again"
+        )),
+        ServiceKind::Qdrant => Some(format!(
+            "{directory} holds one Qdrant snapshot a collection: recover each with POST \
+             /collections/NAME/snapshots/upload?priority=snapshot, then make the aliases"
+        )),
+        ServiceKind::Ollama => Some(format!(
+            "{directory} is the content of ~/.ollama: copy models/blobs before models/manifests"
+        )),
+        _ => None,
+    }
+}
+
+/// Whether it holds PostgreSQL's files as they lay on the disk.
+fn is_copied(service: &PlannedService) -> bool {
+    Facts::of(&service.record.report).is_ok_and(|facts| facts.copied.is_some())
 }

@@ -55,7 +55,7 @@ impl Restore for OnlyWay {
 
 // The shape of a `Factory`.
 #[allow(clippy::unnecessary_wraps)]
-fn factory(service: &StackService) -> Result<Box<dyn Restore>, ServiceError> {
+fn factory(service: &StackService, _: &ArchiveRecord) -> Result<Box<dyn Restore>, ServiceError> {
     let online = matches!(service.kind, ServiceKind::Qdrant | ServiceKind::Ollama);
     let root = PathBuf::from(format!("/data/{}", service.name));
     Ok(Box::new(OnlyWay {
@@ -164,6 +164,7 @@ fn backup(archives: &[(ServiceKind, &str)]) -> Manifest {
         read_bytes: 0,
         stored_bytes: 0,
         warnings: Vec::new(),
+        imported: None,
     }
 }
 

@@ -84,7 +84,7 @@ impl Source {
 
     /// The control file, checked to be this server's. Blocks.
     pub fn control(&self) -> Result<ControlFile, ServiceError> {
-        read_control(&self.access, &self.data)
+        read_control(&self.access.service, &self.data)
     }
 
     /// Writes the WAL between two segments, each checked before and after it is read. Blocks.
@@ -280,7 +280,7 @@ impl Source {
 }
 
 /// Reads the control file of a data directory; failures are sentences.
-pub fn read_control(access: &Access, data: &Path) -> Result<ControlFile, ServiceError> {
+pub fn read_control(service: &str, data: &Path) -> Result<ControlFile, ServiceError> {
     ControlFile::read(data).map_err(|err| {
         let path = data.join("global/pg_control");
         let (kind, message) = match &err {
@@ -298,7 +298,7 @@ pub fn read_control(access: &Access, data: &Path) -> Result<ControlFile, Service
                 (ErrorKind::Damaged, format!("{}: {err}", path.display()))
             }
         };
-        access.error(kind, message).with_source(err)
+        ServiceError::new(service, kind, message).with_source(err)
     })
 }
 

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::wal::Lsn;
+use super::wal::{Lsn, SegmentSize};
 
 /// The file is written with this length, zero-padded (`PG_CONTROL_FILE_SIZE`).
 const FILE_BYTES: u64 = 8192;
@@ -20,10 +20,42 @@ pub struct ControlFile {
     pub system_identifier: u64,
     pub control_version: u32,
     pub catalog_version: u32,
+    /// Whether the server was shut down in order when this was written.
+    pub state: State,
     /// Where the latest checkpoint record lies.
     pub checkpoint: Lsn,
+    /// Where replay from that checkpoint begins.
+    pub redo: Lsn,
+    /// The timeline of that checkpoint.
+    pub timeline: u32,
+    pub max_connections: u32,
+    pub block_bytes: u32,
+    /// `None` for what is no size of a segment.
+    pub segment_size: Option<SegmentSize>,
+    pub page_checksums: bool,
     /// The file as read.
     pub bytes: Vec<u8>,
+}
+
+/// `DBState`, as far as it matters for a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing has to be replayed.
+    ShutDown,
+    /// The same of a standby, which was still replaying.
+    ShutDownInRecovery,
+    /// It runs, starts, stops, or was killed.
+    Running,
+}
+
+impl State {
+    const fn of(number: u32) -> Self {
+        match number {
+            1 => Self::ShutDown,
+            2 => Self::ShutDownInRecovery,
+            _ => Self::Running,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,11 +110,21 @@ impl ControlFile {
         if crc32c::crc32c(covered) != stored {
             return Err(ControlError::Checksum);
         }
+        // Fields before the checksum stand where they stood in 13, in all versions.
+        let number = |offset| u32_at(&bytes, offset).ok_or_else(short);
+        let position = |offset| u64_at(&bytes, offset).map(Lsn).ok_or_else(short);
         Ok(Self {
             system_identifier: u64_at(&bytes, 0).ok_or_else(short)?,
             control_version,
-            catalog_version: u32_at(&bytes, 12).ok_or_else(short)?,
-            checkpoint: Lsn(u64_at(&bytes, 32).ok_or_else(short)?),
+            catalog_version: number(12)?,
+            state: State::of(number(16)?),
+            checkpoint: position(32)?,
+            redo: position(40)?,
+            timeline: number(48)?,
+            max_connections: number(180)?,
+            block_bytes: number(216)?,
+            segment_size: SegmentSize::new(number(228)?.into()),
+            page_checksums: number(252)? != 0,
             bytes,
         })
     }
@@ -170,6 +212,11 @@ mod tests {
             assert_eq!(control.system_identifier, system_identifier);
             assert_eq!(control.checkpoint, Lsn(checkpoint));
             assert!(control.catalog_version > 202_000_000);
+            // As `initdb` leaves a cluster: shut down, with these defaults.
+            assert_eq!(control.state, State::ShutDown);
+            assert_eq!((control.redo, control.timeline), (control.checkpoint, 1));
+            assert_eq!((control.max_connections, control.block_bytes), (100, 8192));
+            assert_eq!(control.segment_size.unwrap().bytes() % (1 << 20), 0);
         }
     }
 

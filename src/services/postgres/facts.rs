@@ -32,6 +32,21 @@ pub struct Facts {
     pub tablespaces: Vec<Tablespace>,
     pub databases: Vec<DatabaseFacts>,
     pub max_connections: String,
+    /// Set when the files were copied without this program: there is no recovery of its own to set up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<Copied>,
+}
+
+/// How a data directory was copied without this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copied {
+    /// From a server that was shut down: consistent as it is.
+    Cold,
+    /// Within a base backup: its `backup_label` tells the server where to replay from.
+    BaseBackup,
+    /// From a server that ran, or had crashed: only crash recovery can tell whether it is whole.
+    Running,
 }
 
 /// Owner and mode of the data directory.

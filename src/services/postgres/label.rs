@@ -20,23 +20,8 @@ impl BackupLabel {
     /// The lines are those of `build_backup_content` in `xlogbackup.c` (15 and later) and of
     /// `do_pg_start_backup` in `xlog.c` (14 and before).
     pub fn parse(text: &str) -> Result<Self, String> {
-        let field = |key: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
-                .ok_or_else(|| format!("it has no line \"{key}\""))
-        };
-        let start = field("START WAL LOCATION")?;
-        let start = start
-            .split_whitespace()
-            .next()
-            .and_then(Lsn::parse)
-            .ok_or_else(|| format!("its start location is \"{start}\""))?;
-        let timeline = field("START TIMELINE")?;
-        let timeline = timeline
-            .trim()
-            .parse()
-            .map_err(|_| format!("its start timeline is \"{timeline}\""))?;
-        let method = field("BACKUP METHOD")?;
+        let (start, timeline) = start_of(text)?;
+        let method = field(text, "BACKUP METHOD")?;
         if method.trim() != "streamed" {
             return Err(format!("its backup method is \"{method}\""));
         }
@@ -44,9 +29,31 @@ impl BackupLabel {
             start,
             timeline,
             // 13 says "master" of a primary.
-            from_standby: field("BACKUP FROM")?.trim() == "standby",
+            from_standby: field(text, "BACKUP FROM")?.trim() == "standby",
         })
     }
+}
+
+/// Where replay begins and on which timeline, of a label that any program may have had written.
+pub fn start_of(text: &str) -> Result<(Lsn, u32), String> {
+    let start = field(text, "START WAL LOCATION")?;
+    let start = start
+        .split_whitespace()
+        .next()
+        .and_then(Lsn::parse)
+        .ok_or_else(|| format!("its start location is \"{start}\""))?;
+    let timeline = field(text, "START TIMELINE")?;
+    let timeline = timeline
+        .trim()
+        .parse()
+        .map_err(|_| format!("its start timeline is \"{timeline}\""))?;
+    Ok((start, timeline))
+}
+
+fn field<'t>(text: &'t str, key: &str) -> Result<&'t str, String> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+        .ok_or_else(|| format!("it has no line \"{key}\""))
 }
 
 /// One line of `tablespace_map`.

@@ -128,7 +128,7 @@ async fn same_cluster(session: &Session, source: &Source) -> Result<(), ServiceE
 
 /// Whether the control file below `data` can be read at all, for messages and checks.
 pub fn system_identifier(access: &Access, data: &Path) -> Result<u64, ServiceError> {
-    read_control(access, data).map(|control| control.system_identifier)
+    read_control(&access.service, data).map(|control| control.system_identifier)
 }
 
 fn probe_error(access: &Access, err: ProbeError) -> ServiceError {

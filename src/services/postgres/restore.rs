@@ -29,7 +29,7 @@ use crate::stack::journal::Obligation;
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
 /// Where the official image keeps its data when its environment does not say.
-const IMAGE_DATA: &str = "/var/lib/postgresql/data";
+pub(super) const IMAGE_DATA: &str = "/var/lib/postgresql/data";
 
 /// One PostgreSQL server, through its restore.
 pub struct PostgresRestore {
@@ -87,13 +87,6 @@ impl PostgresRestore {
                 format!("the unpacked backup cannot be started: {what}. Restore another backup"),
             )
         };
-        let label = std::fs::read_to_string(staged.join("backup_label"))
-            .map_err(|err| damaged(format!("its backup_label cannot be read ({err})")))?;
-        let label = BackupLabel::parse(&label)
-            .map_err(|why| damaged(format!("{why} in its backup_label")))?;
-        if label.start.to_string() != facts.start_lsn || label.timeline != facts.timeline {
-            return Err(damaged("its backup_label is of another backup".to_owned()));
-        }
         let version = major_of(staged);
         if version != Some(facts.major) {
             return Err(damaged(format!(
@@ -101,9 +94,20 @@ impl PostgresRestore {
                 facts.major
             )));
         }
-        let control = read_control(&self.access, staged)?;
+        let control = read_control(&self.access.service, staged)?;
         if control.system_identifier.to_string() != facts.system_identifier {
             return Err(damaged("its control file is of another cluster".to_owned()));
+        }
+        if facts.copied.is_some() {
+            // What the server needs to start on it was there when it was imported.
+            return Ok(());
+        }
+        let label = std::fs::read_to_string(staged.join("backup_label"))
+            .map_err(|err| damaged(format!("its backup_label cannot be read ({err})")))?;
+        let label = BackupLabel::parse(&label)
+            .map_err(|why| damaged(format!("{why} in its backup_label")))?;
+        if label.start.to_string() != facts.start_lsn || label.timeline != facts.timeline {
+            return Err(damaged("its backup_label is of another backup".to_owned()));
         }
         for segment in [&facts.first_segment, &facts.last_segment] {
             if !staged.join("pg_wal").join(segment).is_file() {
@@ -131,8 +135,11 @@ impl PostgresRestore {
             &mut self.placed,
         )
         .map_err(|err| self.io_error("put the tablespaces back", &err))?;
-        self.auto_conf_added = add_settings(staged, facts, owner)
-            .map_err(|err| self.io_error("write the settings for recovery", &err))?;
+        // A copy replays what it brought, as after a crash: the settings would have it look for an archive.
+        if facts.copied.is_none() {
+            self.auto_conf_added = add_settings(staged, facts, owner)
+                .map_err(|err| self.io_error("write the settings for recovery", &err))?;
+        }
         own_directory(staged, facts, owner)
             .map_err(|err| self.io_error("set owner and mode of the data directory", &err))
     }

@@ -40,6 +40,23 @@ pub fn contents_dropped(name: &str) -> bool {
     CONTENTS_DROPPED.contains(&name)
 }
 
+/// What a copy of a data directory need not keep, by the name relative to it.
+///
+/// Less than [`excluded`] and [`contents_dropped`] leave out: nothing is written anew for such a copy, so its
+/// WAL, its backup label and its unlogged relations, which a clean shutdown keeps, belong to it.
+pub fn dropped_of_copy(name: &str) -> bool {
+    let (directory, file) = name.rsplit_once('/').unwrap_or(("", name));
+    let kept = matches!(
+        name,
+        "backup_label" | "tablespace_map" | "global/pg_control"
+    );
+    let root = name.split('/').next().unwrap_or_default();
+    let emptied = root != name && root != "pg_wal" && contents_dropped(root);
+    emptied
+        || (excluded(directory, file) && !kept)
+        || (holds_relations(directory) && relation_file(file).is_some_and(|r| r.temporary))
+}
+
 /// Whether an entry is left out, by the relative name of its directory (empty at the root) and its own.
 pub fn excluded(directory: &str, file: &str) -> bool {
     if file.starts_with("pgsql_tmp") || is_relcache_init(file) || file.starts_with(OWN_PREFIX) {
@@ -157,6 +174,37 @@ mod tests {
             ("pg_logical", "replorigin_checkpoint"),
         ] {
             assert!(!excluded(directory, file), "{directory}/{file}");
+        }
+    }
+
+    #[test]
+    fn a_copy_keeps_its_wal_its_label_and_its_unlogged_relations() {
+        for kept in [
+            "backup_label",
+            "global/pg_control",
+            "pg_wal",
+            "pg_wal/000000010000000000000001",
+            "pg_wal/archive_status/000000010000000000000001.done",
+            "pg_replslot",
+            "base/5/16384",
+            "base/5/16384_init",
+            "base/5/t_16384",
+            "postgresql.auto.conf",
+        ] {
+            assert!(!dropped_of_copy(kept), "{kept}");
+        }
+        for dropped in [
+            "postmaster.pid",
+            "postmaster.opts",
+            "recovery.signal",
+            "backup_label.old",
+            "pg_replslot/lost/state",
+            "pg_stat_tmp/global.stat",
+            "base/pgsql_tmp",
+            "base/5/pg_internal.init",
+            "base/5/t3_16384",
+        ] {
+            assert!(dropped_of_copy(dropped), "{dropped}");
         }
     }
 

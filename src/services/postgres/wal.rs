@@ -119,6 +119,16 @@ pub fn check_segment(path: &Path, expected: &Expected) -> Result<(), SegmentErro
     check_header(&header, expected).map_err(SegmentError::Foreign)
 }
 
+/// The timeline that a segment's first page was written on: an older one than its name's where the cluster
+/// was promoted in the middle of it.
+pub fn first_timeline(path: &Path) -> std::io::Result<Option<u32>> {
+    let mut header = Vec::new();
+    std::fs::File::open(path)?
+        .take(LONG_HEADER_BYTES)
+        .read_to_end(&mut header)?;
+    Ok(u32_at(&header, 4))
+}
+
 /// Compares a long page header with what it must be; `Err` says what differs.
 pub fn check_header(header: &[u8], expected: &Expected) -> Result<(), String> {
     let fields = || {

@@ -120,22 +120,8 @@ impl QdrantRestore {
         }
     }
 
-    /// The server once it is ready: it may have been started a moment ago.
     async fn ready(&self) -> Result<Server, ServiceError> {
-        let deadline = Instant::now() + self.timeout;
-        loop {
-            let trouble = match self.address.connect().await {
-                Ok(server) => match server.ready().await {
-                    Ok(()) => return Ok(server),
-                    Err(e) => e,
-                },
-                Err(e) => e,
-            };
-            if !trouble.is_transient() || Instant::now() >= deadline {
-                return Err(trouble);
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        ready_within(&self.address, self.timeout).await
     }
 
     fn journal(&self, obligation: &Obligation) -> Result<EntryId, ServiceError> {
@@ -249,6 +235,27 @@ impl QdrantRestore {
 
     fn unjournalled(&self, error: &std::io::Error) -> ServiceError {
         ServiceError::new(&self.name, ErrorKind::Io, error.to_string())
+    }
+}
+
+/// The server once it is ready: it may have been started a moment ago.
+pub(super) async fn ready_within(
+    address: &Address,
+    timeout: Duration,
+) -> Result<Server, ServiceError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let trouble = match address.connect().await {
+            Ok(server) => match server.ready().await {
+                Ok(()) => return Ok(server),
+                Err(e) => e,
+            },
+            Err(e) => e,
+        };
+        if !trouble.is_transient() || Instant::now() >= deadline {
+            return Err(trouble);
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 

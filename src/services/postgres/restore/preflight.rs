@@ -3,7 +3,7 @@
 use super::{PostgresRestore, major_of};
 use crate::repository::manifest::ArchiveRecord;
 use crate::services::Check;
-use crate::services::postgres::facts::Facts;
+use crate::services::postgres::facts::{Copied, Facts};
 use crate::services::postgres::{locate, tablespaces};
 
 /// Everything that would make the restore fail or do harm.
@@ -20,7 +20,7 @@ pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Che
     };
     let tablespaces = tablespaces::preflight(&restore.access, &facts, &restore.root);
     let count = facts.tablespaces.len();
-    vec![
+    let mut checks = vec![
         line("data directory", restore.look_at_root()),
         line("version", restore.look_at_version(&facts)),
         restore.look_at_cluster(&facts),
@@ -30,7 +30,14 @@ pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Che
             tablespaces.map(|()| format!("{count}, each can be put back")),
         ),
         line("space", restore.look_at_space(record)),
-    ]
+    ];
+    if facts.copied == Some(Copied::Running) {
+        checks.push(Check::caution(
+            format!("{name}: copy"),
+            "the backup was copied from a RUNNING server without a base backup and may be torn: check it soon with pg_amcheck --all --heapallindexed and a pg_dumpall",
+        ));
+    }
+    checks
 }
 
 impl PostgresRestore {

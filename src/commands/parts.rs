@@ -1,4 +1,5 @@
-//! The services on their way into the backup, through the steps of [`Service`].
+//! Services on their way into one backup, through the steps of [`Service`]: hold, copy, freeze, drain, release,
+//! seal.
 //!
 //! What takes long runs for several services side by side: copying before the instants are fixed, and after it
 //! first the files that go on changing, then what the servers hold still.
@@ -7,19 +8,20 @@ use anyhow::Context as _;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use crate::archive::ArchiveWriter;
-use crate::commands::output::BackupBar;
-use crate::repository::session::Backup;
+use super::Context;
+use super::output::BackupBar;
+use crate::archive::{ArchiveWriter, EndedArchive, SealedArchive};
+use crate::repository::session::{ArchiveNotes, Backup};
 use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
 
 /// A service on its way into the backup.
 pub struct Part {
-    pub service: Box<dyn Service>,
-    pub container: Option<ContainerRef>,
-    pub archive: Option<ArchiveWriter>,
-    pub point: Option<PointInTime>,
-    pub report: Option<ServiceReport>,
+    service: Box<dyn Service>,
+    container: Option<ContainerRef>,
+    archive: Option<ArchiveWriter>,
+    point: Option<PointInTime>,
+    report: Option<ServiceReport>,
     span: tracing::Span,
 }
 
@@ -53,8 +55,44 @@ enum Step {
     Drain,
 }
 
+/// Makes an archive of each service; what was held in one is released whatever happens.
+pub async fn archive(
+    context: &Context,
+    session: &Backup<'_>,
+    run: &RunContext,
+    mut parts: Vec<Part>,
+) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
+    let stopper = tokio::spawn({
+        let (stop, session) = (context.stop.clone(), session.session().clone());
+        async move {
+            stop.cancelled().await;
+            session.request_stop();
+        }
+    });
+    let mut bar = BackupBar::hidden();
+    if BackupBar::is_wanted(context.json) {
+        let mut estimate_bytes = 0;
+        for part in &parts {
+            estimate_bytes += part.service.estimate().await;
+        }
+        bar = BackupBar::start(session.session().clone(), estimate_bytes);
+    }
+    let stepped = steps(&mut parts, session, run, &bar).await;
+    // Whatever happened: nothing stays held in a service.
+    let released = release(&mut parts).await;
+    drop(bar);
+    stopper.abort();
+    if stepped.is_err() || released.is_err() {
+        // The archives are given up while the session still stands.
+        parts.clear();
+    }
+    stepped?;
+    released?;
+    seal(parts)
+}
+
 /// Takes every part through its steps, up to the point where only sealing is left.
-pub async fn steps(
+async fn steps(
     parts: &mut Vec<Part>,
     session: &Backup<'_>,
     run: &RunContext,
@@ -120,7 +158,7 @@ async fn side_by_side(
 }
 
 /// Gives back what the services hold; the first failure, after all were tried.
-pub async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
+async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
     let mut first = None;
     for part in parts {
         if let Err(err) = part.service.release().instrument(part.span.clone()).await {
@@ -132,6 +170,29 @@ pub async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
         }
     }
     first.map_or(Ok(()), |err| Err(err).context("release a service"))
+}
+
+fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
+    let mut ended_archives = Vec::with_capacity(parts.len());
+    for part in parts {
+        let archive = part.archive.context("an archive was not begun")?;
+        let ended = tokio::task::block_in_place(|| archive.end())?;
+        let notes = ArchiveNotes {
+            kind: part.service.kind(),
+            container: part.container,
+            point: part.point.context("a service was not frozen")?,
+            report: part.report.context("a service did not report")?,
+        };
+        for warning in &notes.report.warnings {
+            tracing::warn!(service = part.service.name(), "{warning}");
+        }
+        ended_archives.push((ended, notes));
+    }
+    // They share blocks: only now every pack has its name.
+    tokio::task::block_in_place(|| {
+        let sealed = |(ended, notes): (EndedArchive, _)| Ok((ended.seal()?, notes));
+        ended_archives.into_iter().map(sealed).collect()
+    })
 }
 
 /// n8n last: what its files name is then in the databases that were frozen just before.

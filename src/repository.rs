@@ -57,6 +57,7 @@ mod recover;
 pub mod repair;
 pub mod session;
 pub mod sink;
+mod stock;
 pub mod store;
 pub mod table;
 pub mod uses;

@@ -23,10 +23,11 @@ pub const VOID: &[u8] = b"void\n";
 /// Held by whoever deletes without waiting.
 pub const GC_LOCK_KEY: &str = "locks/gc";
 pub(super) const TRASH_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
+pub(super) const LEASE_LIMIT_BYTES: u64 = 64 * 1024;
 const LOCK_POLL: Duration = Duration::from_millis(500);
 
-/// What is written into a lease, for people.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is written into a lease: for people, and to tell whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseNote {
     pub run: String,
     pub host: String,
@@ -37,6 +38,24 @@ pub struct LeaseNote {
 }
 
 impl LeaseNote {
+    /// A note of this host and moment: no two are the same, also of runs with one name.
+    pub(super) fn new(run: &str, moves: bool) -> Self {
+        Self {
+            run: run.to_owned(),
+            host: super::host_name(),
+            started: Timestamp::now(),
+            moves,
+        }
+    }
+
+    pub(super) fn encode(&self) -> Result<String, RepositoryError> {
+        serde_json::to_string(self).map_err(|e| RepositoryError::Invalid(e.to_string()))
+    }
+
+    pub(super) fn key(&self) -> String {
+        format!("leases/{}", self.run)
+    }
+
     /// The key that the run commits with.
     pub fn commit_key(&self, vault: &Vault) -> String {
         if self.moves {
@@ -67,6 +86,7 @@ pub fn overtaken(err: RepositoryError) -> RepositoryError {
 pub struct Lease {
     vault: Arc<Vault>,
     key: String,
+    text: String,
 }
 
 impl Lease {
@@ -76,7 +96,7 @@ impl Lease {
         run: &str,
         patience: Duration,
     ) -> Result<Self, RepositoryError> {
-        Self::take_for(vault, run, false, patience)
+        Self::take_as(vault, &LeaseNote::new(run, false), patience)
     }
 
     /// Takes a lease for a run that commits moves.
@@ -85,31 +105,24 @@ impl Lease {
         run: &str,
         patience: Duration,
     ) -> Result<Self, RepositoryError> {
-        Self::take_for(vault, run, true, patience)
+        Self::take_as(vault, &LeaseNote::new(run, true), patience)
     }
 
-    fn take_for(
+    /// Takes the lease that `note` describes; `Exists` when another run of that name has one.
+    pub(super) fn take_as(
         vault: &Arc<Vault>,
-        run: &str,
-        moves: bool,
+        note: &LeaseNote,
         patience: Duration,
     ) -> Result<Self, RepositoryError> {
-        let note = LeaseNote {
-            run: run.to_owned(),
-            host: super::host_name(),
-            started: Timestamp::now(),
-            moves,
-        };
-        let text =
-            serde_json::to_vec(&note).map_err(|e| RepositoryError::Invalid(e.to_string()))?;
         let deadline = Instant::now() + patience;
         loop {
             // First the lease, then the look at the lock; who locks does it the other way round.
             let lease = Self {
                 vault: Arc::clone(vault),
-                key: format!("leases/{run}"),
+                key: note.key(),
+                text: note.encode()?,
             };
-            vault.store.put(&lease.key, &text)?;
+            vault.store.put(&lease.key, lease.text.as_bytes())?;
             match lock_age(vault)? {
                 None => return Ok(lease),
                 // Its holder checks the lock's age before it deletes anything, and gives up.
@@ -143,15 +156,81 @@ impl Lease {
         if decide::is_dead(self.vault.now()?.duration_since(own.modified)) {
             return Err(void("its lease is older than a day"));
         }
+        // Of a copy there may be another run with the same name.
+        if !self.is_own()? {
+            return Err(void("another run has taken its place"));
+        }
         Ok(())
+    }
+
+    /// Takes away what a prune put under `key`, where an earlier run of this name was to commit. All that the
+    /// commit refers to must be in place: that run may wake up and be faster.
+    pub(super) fn reopen(&self, key: &str) -> Result<(), RepositoryError> {
+        self.check()?;
+        let store = &self.vault.store;
+        let directory = key.rsplit_once('/').map_or(key, |(directory, _)| directory);
+        let entries = store.list(directory)?;
+        if !entries.iter().any(|e| e.key == key && is_void(e)) {
+            return Ok(());
+        }
+        store.delete(key)?;
+        let Err(closed) = self.check() else {
+            return Ok(());
+        };
+        // It was meant for this run.
+        match store.put(key, VOID) {
+            Ok(()) | Err(RepositoryError::Exists(_)) => Err(closed),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn is_own(&self) -> Result<bool, RepositoryError> {
+        match self.vault.store.get(&self.key, LEASE_LIMIT_BYTES) {
+            Ok(text) => Ok(text == self.text.as_bytes()),
+            Err(RepositoryError::Missing(_)) => Ok(false),
+            Err(other) => Err(other),
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Err(err) = self.vault.store.delete(&self.key) {
+        let removed = self.is_own().and_then(|own| {
+            if own {
+                self.vault.store.delete(&self.key)
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(err) = removed {
             tracing::warn!("the lease {} could not be removed: {err}", self.key);
         }
+    }
+}
+
+/// Keeps a run from ever committing, and removes its lease.
+pub(super) fn close_run(
+    vault: &Vault,
+    run: &str,
+    note: Option<&LeaseNote>,
+    lease: &str,
+) -> Result<(), RepositoryError> {
+    let keys = match note {
+        Some(note) if note.run == run => vec![note.commit_key(vault)],
+        // Who cannot be asked what it is may be either.
+        _ => vec![vault.key(&manifest_name(run)), moves::record_key(run)],
+    };
+    for key in keys {
+        match vault.store.put(&key, VOID) {
+            // It has committed, or another has closed it.
+            Ok(()) | Err(RepositoryError::Exists(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    match vault.store.delete(lease) {
+        // It is found dead again the next time.
+        Err(err) if err.is_refused() => Ok(()),
+        other => other,
     }
 }
 
@@ -170,15 +249,44 @@ pub struct Trash {
     pub packs: Vec<String>,
 }
 
+/// Packs as a run sees them that looks after it took its lease.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PacksSeen {
+    pub(super) listed: HashSet<PackName>,
+    /// Known to be damaged; some of them may be gone.
+    pub(super) damaged: HashSet<PackName>,
+    /// Named by a trash file; some of them may be gone.
+    pub(super) trashed: HashSet<PackName>,
+}
+
+impl PacksSeen {
+    pub(super) fn look(vault: &Vault) -> Result<Self, RepositoryError> {
+        // Trash before packs: what was swept in between is not listed.
+        let trashed = trashed_packs(vault)?;
+        let damaged = names(vault, "damaged", "")?;
+        Ok(Self {
+            listed: names(vault, "packs", &vault.key(".zst"))?,
+            damaged,
+            trashed,
+        })
+    }
+
+    /// It can be read, as far as is known.
+    pub(super) fn is_whole(&self, pack: PackName) -> bool {
+        self.listed.contains(&pack) && !self.damaged.contains(&pack)
+    }
+
+    /// A new run may refer to it.
+    pub(super) fn is_usable(&self, pack: PackName) -> bool {
+        self.is_whole(pack) && !self.trashed.contains(&pack)
+    }
+}
+
 /// The packs that a new run may refer to: there, not known to be damaged, and not in the trash.
 pub fn usable_packs(vault: &Vault) -> Result<HashSet<PackName>, RepositoryError> {
-    let mut barred = trashed_packs(vault)?;
-    barred.extend(names(vault, "damaged", "")?);
-    let suffix = vault.key(".zst");
-    Ok(names(vault, "packs", &suffix)?
-        .into_iter()
-        .filter(|pack| !barred.contains(pack))
-        .collect())
+    let seen = PacksSeen::look(vault)?;
+    let listed = seen.listed.iter().copied();
+    Ok(listed.filter(|pack| seen.is_usable(*pack)).collect())
 }
 
 fn trashed_packs(vault: &Vault) -> Result<HashSet<PackName>, RepositoryError> {

@@ -6,6 +6,7 @@
 //!     # lifeboat moves 1
 //!     backup <id>            a backup whose pieces were looked at
 //!     pack <from> <to>...    a pack, and the packs that its pieces are in now
+//!     part <from>            not all of that pack was found: it is needed itself, should it come back
 //!     # seal <hex>
 //! ```
 //! A move holds for the backups that it names: another one, which was committed meanwhile, may want pieces
@@ -178,17 +179,20 @@ impl Vault {
     }
 
     /// Commits the moves of a run that holds a lease: the pieces first, and then, in one step, that they count.
+    /// What backups want of a pack is in its pieces, unless it is among the `incomplete`.
     ///
     /// `Exists` says that a prune took the run for dead: nothing was moved.
     pub fn commit_moves(
         &self,
         run: &str,
         moved: &BTreeMap<PackName, Moved>,
+        incomplete: BTreeSet<PackName>,
         backups: BTreeSet<String>,
     ) -> Result<(), RepositoryError> {
         let mut record = Move {
             packs: BTreeMap::new(),
             backups,
+            incomplete,
         };
         for (pack, pieces) in moved {
             let what = format!("{run}/{pack}");
@@ -215,6 +219,9 @@ fn encode(record: &Move<PackName, String>) -> String {
         }
         text.push('\n');
     }
+    for pack in &record.incomplete {
+        writeln!(text, "part {pack}").ok();
+    }
     text
 }
 
@@ -223,6 +230,7 @@ fn decode(text: &str) -> Result<Move<PackName, String>, RepositoryError> {
     let mut record = Move {
         packs: BTreeMap::new(),
         backups: BTreeSet::new(),
+        incomplete: BTreeSet::new(),
     };
     let mut lines = text.lines();
     if lines.next() != Some(HEADING) {
@@ -240,6 +248,10 @@ fn decode(text: &str) -> Result<Move<PackName, String>, RepositoryError> {
                 let pack = fields.next().ok_or_else(bad)?.parse()?;
                 let places = fields.by_ref().map(str::parse).collect::<Result<_, _>>()?;
                 record.packs.insert(pack, places);
+            }
+            Some("part") => {
+                let pack = fields.next().ok_or_else(bad)?.parse()?;
+                record.incomplete.insert(pack);
             }
             _ => return Err(bad()),
         }
@@ -264,12 +276,14 @@ mod tests {
                 (name(4), BTreeSet::new()),
             ]),
             backups: BTreeSet::from(["a".to_owned(), "b".to_owned()]),
+            incomplete: BTreeSet::from([name(4)]),
         };
         assert_eq!(decode(&encode(&record)).unwrap(), record);
         for text in [
             "",
             "# lifeboat moves 1\nbackup a b\n",
             "# lifeboat moves 1\npack x\n",
+            "# lifeboat moves 1\npart\n",
             "# lifeboat moves 1\nother\n",
         ] {
             decode(text).unwrap_err();

@@ -108,6 +108,22 @@ impl<P: PartialEq + Copy> RangeList<P> {
     }
 }
 
+/// Parts of packs that are gathered before they are merged: keeps memory bounded.
+pub(super) const PARTS_MERGED_AT: usize = 1 << 20;
+
+/// Sorts parts, given by begin and end, and joins those that touch.
+pub(super) fn merge_parts(parts: &mut Vec<(u64, u64)>) {
+    parts.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (begin, end) in parts.drain(..) {
+        match merged.last_mut() {
+            Some(last) if begin <= last.1 => last.1 = last.1.max(end),
+            _ => merged.push((begin, end)),
+        }
+    }
+    *parts = merged;
+}
+
 /// The ranges file's text.
 pub fn encode(ranges: &RangeList<PackName>, depth: u32) -> String {
     let mut text = format!("# lifeboat ranges 1 depth {depth}\n");
@@ -154,6 +170,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn parts_that_touch_are_one() {
+        let mut parts = vec![(10, 20), (0, 5), (5, 7), (15, 18), (30, 31)];
+        merge_parts(&mut parts);
+        assert_eq!(parts, [(0, 7), (10, 20), (30, 31)]);
+    }
 
     #[test]
     fn neighbours_coalesce() {

@@ -5,6 +5,7 @@
 //! after a repack; bytes that are nowhere stay lost, and `verify` goes on telling so.
 
 mod heal;
+mod needs;
 mod saved;
 
 use std::collections::{BTreeSet, HashSet};
@@ -57,6 +58,10 @@ pub fn rebuild_index(
             // Pruned meanwhile.
             Err(RepositoryError::Missing(_)) => {}
             Err(err @ RepositoryError::Remote { .. }) => return Err(err),
+            // It may be readable another time, and may be all that tells what a lost pack held.
+            Err(err @ RepositoryError::Io { .. }) => {
+                tracing::warn!("index/{part} is kept, and what it names is added anew: {err}");
+            }
             Err(err) => {
                 tracing::warn!("index/{part} is made anew: {err}");
                 report.parts_removed.push(part);
@@ -79,7 +84,10 @@ pub fn rebuild_index(
                 }
             }
             Err(RepositoryError::Missing(_)) => {}
-            Err(err @ RepositoryError::Remote { .. }) => return Err(err),
+            // That this host cannot read it now is no damage.
+            Err(err @ (RepositoryError::Remote { .. } | RepositoryError::Io { .. })) => {
+                return Err(err);
+            }
             Err(err) => {
                 report.packs_damaged.push(pack.to_string());
                 if !dry_run {

@@ -146,6 +146,7 @@ impl World {
                     Move {
                         packs: BTreeMap::from([(from, BTreeSet::from([to]))]),
                         backups: bits(backups).collect(),
+                        incomplete: BTreeSet::new(),
                     },
                 )),
                 _ => None,

@@ -43,6 +43,9 @@ pub struct Move<P, R> {
     pub packs: BTreeMap<P, BTreeSet<P>>,
     /// The backups whose pieces were looked at. Another one may want a piece that was not moved.
     pub backups: BTreeSet<R>,
+    /// Packs of which a repair did not find all that these backups want: what is left of the pack itself may
+    /// be the only place of the rest, and the pack may come back.
+    pub incomplete: BTreeSet<P>,
 }
 
 /// All moves by the pack that was moved.
@@ -53,6 +56,7 @@ struct Away<'a, P, R> {
     run: &'a R,
     places: &'a BTreeSet<P>,
     backups: &'a BTreeSet<R>,
+    is_complete: bool,
 }
 
 impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
@@ -65,6 +69,7 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
                     run,
                     places,
                     backups,
+                    is_complete: !one.incomplete.contains(pack),
                 });
             }
         }
@@ -78,9 +83,10 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
 
     /// Every pack that a backup is read from, of those that its ranges name or that these lead to.
     ///
-    /// A pack that moved is not needed itself by a backup that the move looked at. Of several such moves the
-    /// one with the greatest name counts: which one that is may change when another commits, and never back. A
-    /// damaged pack is kept, and all that was saved of it too.
+    /// A pack that moved as a whole is not needed itself by a backup that the move looked at. Of several such
+    /// moves the one with the greatest name counts: which one that is may change when another commits, and
+    /// never back. A damaged pack is kept, and all that was saved of it too; so is one of which a repair found
+    /// only a part.
     pub fn reach<Q>(
         &self,
         backup: &Q,
@@ -104,15 +110,15 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
                 needed.insert(pack);
                 continue;
             }
-            let covering = moved
-                .iter()
-                .filter(|away| away.backups.contains(backup))
+            let covering = || moved.iter().filter(|away| away.backups.contains(backup));
+            let whole = covering()
+                .filter(|away| away.is_complete)
                 .max_by_key(|away| away.run);
-            match covering {
-                Some(away) => open.extend(away.places),
-                None => {
-                    needed.insert(pack);
-                }
+            if let Some(away) = whole {
+                open.extend(away.places);
+            } else {
+                open.extend(covering().flat_map(|away| away.places));
+                needed.insert(pack);
             }
         }
         needed
@@ -202,6 +208,7 @@ mod tests {
         Move {
             packs: BTreeMap::from([(from, set(to))]),
             backups: set(backups),
+            incomplete: BTreeSet::new(),
         }
     }
 
@@ -221,6 +228,27 @@ mod tests {
         assert_eq!(reach(&"b", &[]), set(&[2, 3, 9]));
         assert_eq!(reach(&"c", &[]), set(&[1, 9]));
         assert_eq!(reach(&"c", &[1]), set(&[1, 2, 3, 5, 9]));
+    }
+
+    #[test]
+    fn a_pack_that_moved_in_part_is_needed_beside_its_pieces_until_all_of_it_moved() {
+        let part = |from, to: &[u8], backups: &[&'static str]| Move {
+            incomplete: set(&[from]),
+            ..one(from, to, backups)
+        };
+        let mut moves = vec![
+            ("m", part(1, &[2], &["a", "b"])),
+            ("n", part(1, &[3], &["a"])),
+        ];
+        let reach = |moves: &[(&'static str, Move<u8, &'static str>)], backup| {
+            let moves = Moves::new(moves.iter().map(|(run, one)| (run, one)));
+            moves.reach::<&str>(&backup, [1], &set(&[]))
+        };
+        assert_eq!(reach(&moves, "a"), set(&[1, 2, 3]));
+        assert_eq!(reach(&moves, "b"), set(&[1, 2]));
+        assert_eq!(reach(&moves, "c"), set(&[1]));
+        moves.push(("l", one(1, &[4], &["a"])));
+        assert_eq!(reach(&moves, "a"), set(&[4]));
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub fn repack(
     let committed = lease.check().and_then(|()| {
         repository
             .vault()
-            .commit_moves(&run, &moved, live.backups)
+            .commit_moves(&run, &moved, BTreeSet::new(), live.backups)
             .map_err(lease::overtaken)
     });
     match committed {

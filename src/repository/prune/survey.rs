@@ -6,13 +6,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::RunSeen;
 use super::decide::{self, Move, Moves};
-use crate::repository::lease::{LeaseNote, TRASH_LIMIT_BYTES, Trash, VOID, is_void};
+use crate::repository::lease::{
+    LEASE_LIMIT_BYTES, LeaseNote, TRASH_LIMIT_BYTES, Trash, close_run, is_void,
+};
 use crate::repository::store::Entry;
 use crate::repository::uses::Uses;
 use crate::repository::vault::Vault;
 use crate::repository::{PackName, Repository, RepositoryError, moves, reader};
-
-const LEASE_LIMIT_BYTES: u64 = 64 * 1024;
 
 /// What becomes of runs whose leases are dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,34 +302,6 @@ fn look_at_leases(vault: &Vault, close: Close) -> Result<Vec<RunSeen>, Repositor
         });
     }
     Ok(runs)
-}
-
-fn close_run(
-    vault: &Vault,
-    run: &str,
-    note: Option<&LeaseNote>,
-    lease: &str,
-) -> Result<(), RepositoryError> {
-    let keys = match note {
-        Some(note) if note.run == run => vec![note.commit_key(vault)],
-        // Who cannot be asked what it is may be either.
-        _ => vec![
-            vault.key(&crate::repository::manifest_name(run)),
-            moves::record_key(run),
-        ],
-    };
-    for key in keys {
-        match vault.store.put(&key, VOID) {
-            // It has committed, or another prune has closed it.
-            Ok(()) | Err(RepositoryError::Exists(_)) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    match vault.store.delete(lease) {
-        // It is found dead again the next time.
-        Err(err) if err.is_refused() => Ok(()),
-        other => other,
-    }
 }
 
 fn read_moves(vault: &Vault) -> Result<BTreeMap<String, Move<PackName, String>>, RepositoryError> {

@@ -11,22 +11,25 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::needs::{Bad, Needs};
 use super::saved::{OwnFrames, Saved};
 use crate::repository::crypto::Mode;
 use crate::repository::frame::Decoder;
 use crate::repository::index::{self, IndexWriter};
 use crate::repository::lease::{self, Lease};
 use crate::repository::moved::Moved;
-use crate::repository::moves::MoveList;
 use crate::repository::pack::PackReader;
 use crate::repository::ranges::Range;
 use crate::repository::reader::Packs;
 use crate::repository::session::new_id;
+use crate::repository::stock::Stock;
 use crate::repository::table::{BlockTable, Run};
 use crate::repository::{PackName, Repository, RepositoryError, damaged_key};
 
 const LOCK_PATIENCE: Duration = Duration::from_mins(10);
-/// Lost blocks that are looked for in one pass over the index: keeps memory bounded.
+/// Bad packs whose tables, and lost blocks that are looked for, in one pass over the index: both keep memory
+/// bounded.
+const BATCH_PACKS: usize = 128;
 const BATCH_BLOCKS: usize = 1 << 20;
 /// Places that are tried for one block.
 const PLACES: usize = 3;
@@ -43,7 +46,7 @@ pub struct Healed {
     pub found_bytes: u64,
     /// Bytes that its own frames still gave.
     pub saved_bytes: u64,
-    /// Bytes that are nowhere, whether a backup needs them or not: `verify` tells.
+    /// Bytes that backups want and that are nowhere.
     pub lost_bytes: u64,
 }
 
@@ -64,35 +67,30 @@ pub fn heal(
     } else {
         Some(Lease::take_to_move(vault, &run, LOCK_PATIENCE)?)
     };
-    let mut healer = Healer::new(repository, &run, dry_run)?;
-    let (backups, needed) = healer.needed()?;
+    let mut stock = Stock::look(vault)?;
+    let mut needs = Needs::look(repository, &mut stock)?;
+    let mut healer = Healer::new(repository, &run, dry_run, stock)?;
     let mut outcomes = Vec::new();
-    let mut open = Vec::new();
-    for pack in needed {
-        if healer.listed.contains(&pack) && !healer.marked.contains(&pack) {
-            continue;
-        }
-        if healer.is_whole_again(pack)? {
+    for pack in &needs.reached {
+        if healer.is_whole_again(*pack)? {
+            needs.bad.remove(pack);
             outcomes.push(Healed {
                 pack: pack.to_string(),
                 is_whole: true,
                 ..Healed::default()
             });
-        } else {
-            open.push(pack);
         }
     }
-    let (total, mut moves) = (open.len() as u64, BTreeMap::new());
-    let mut tables = healer.tables(&open)?;
-    while !open.is_empty() {
-        progress(total - open.len() as u64, total);
-        outcomes.extend(healer.batch(&mut open, &mut tables, &mut moves)?);
+    let open: Vec<(PackName, Bad)> = std::mem::take(&mut needs.bad).into_iter().collect();
+    for (at, group) in open.chunks(BATCH_PACKS).enumerate() {
+        progress((at * BATCH_PACKS) as u64, open.len() as u64);
+        outcomes.extend(healer.group(group, needs.wants_all)?);
     }
-    if let Some(lease) = lease.filter(|_| !moves.is_empty()) {
+    if let Some(lease) = lease.filter(|_| !healer.moved.is_empty()) {
         healer.index.flush()?;
         lease.check()?;
         vault
-            .commit_moves(&run, &moves, backups)
+            .commit_moves(&run, &healer.moved, healer.incomplete, needs.backups)
             .map_err(lease::overtaken)?;
     }
     Ok(outcomes)
@@ -127,62 +125,54 @@ pub(super) fn clue(id: &[u8]) -> [u8; 8] {
     id.first_chunk().copied().unwrap_or_default()
 }
 
+/// A bad pack, what is known of it, and what has to be found.
+struct Task {
+    pack: PackName,
+    is_uncovered: bool,
+    /// Where earlier moves lead.
+    earlier: Moved,
+    lost: Vec<Block>,
+}
+
 struct Healer<'a> {
     repository: &'a Repository,
     dry_run: bool,
+    stock: Stock,
     usable: HashSet<PackName>,
-    listed: HashSet<PackName>,
-    marked: HashSet<PackName>,
-    moves: MoveList,
     index: IndexWriter,
     packs: Packs,
     decoder: Decoder,
+    /// What is to be committed: of each pack everything that is known, for the newest move of one stands alone.
+    moved: BTreeMap<PackName, Moved>,
+    incomplete: BTreeSet<PackName>,
 }
 
 impl<'a> Healer<'a> {
-    fn new(repository: &'a Repository, run: &str, dry_run: bool) -> Result<Self, RepositoryError> {
+    fn new(
+        repository: &'a Repository,
+        run: &str,
+        dry_run: bool,
+        stock: Stock,
+    ) -> Result<Self, RepositoryError> {
         let vault = repository.vault();
         let zstd = |e| RepositoryError::io("set up zstd", e);
+        let listed = stock.packs.listed.iter().copied();
         Ok(Self {
             repository,
             dry_run,
-            usable: lease::usable_packs(vault)?,
-            listed: lease::names(vault, "packs", &vault.key(".zst"))?,
-            marked: lease::names(vault, "damaged", "")?,
-            moves: vault.moves()?,
+            usable: listed.filter(|pack| stock.packs.is_usable(*pack)).collect(),
+            stock,
             index: IndexWriter::new(vault.clone(), run),
             packs: Packs::new(vault.clone()).map_err(zstd)?,
             decoder: Decoder::new().map_err(zstd)?,
+            moved: BTreeMap::new(),
+            incomplete: BTreeSet::new(),
         })
-    }
-
-    /// All backups, and the packs that they name, with those that pieces of bad ones moved to.
-    fn needed(&self) -> Result<(BTreeSet<String>, BTreeSet<PackName>), RepositoryError> {
-        let mut backups = BTreeSet::new();
-        let mut open = Vec::new();
-        for id in self.repository.backups()? {
-            match self.repository.uses(&id) {
-                Ok(uses) => open.extend(uses.packs().map(|(pack, _)| pack)),
-                Err(err @ RepositoryError::Remote { .. }) => return Err(err),
-                Err(err) => tracing::warn!("what backup {id} needs is not known: {err}"),
-            }
-            backups.insert(id);
-        }
-        let mut needed = BTreeSet::new();
-        while let Some(pack) = open.pop() {
-            if !needed.insert(pack) || self.usable.contains(&pack) {
-                continue;
-            }
-            if let Some(moved) = self.moves.find(self.repository.vault(), pack)? {
-                open.extend(moved.pieces().iter().map(|piece| piece.place.pack));
-            }
-        }
-        Ok((backups, needed))
     }
 
     /// Reads a marked pack again: somebody may have put the file back, or the disk was at fault for a while.
     fn is_whole_again(&mut self, pack: PackName) -> Result<bool, RepositoryError> {
-        if !self.listed.contains(&pack) {
+        if !self.stock.packs.listed.contains(&pack) {
             return Ok(false);
         }
         let vault = self.repository.vault();
@@ -192,6 +182,10 @@ impl<'a> Healer<'a> {
             Ok(()) if self.dry_run => Ok(true),
             Ok(()) => {
                 vault.store.delete(&damaged_key(pack))?;
+                self.stock.packs.damaged.remove(&pack);
+                if self.stock.packs.is_usable(pack) {
+                    self.usable.insert(pack);
+                }
                 Ok(true)
             }
             Err(err @ RepositoryError::Remote { .. }) => Err(err),
@@ -200,7 +194,10 @@ impl<'a> Healer<'a> {
     }
 
     /// What the packs held.
-    fn tables(&self, packs: &[PackName]) -> Result<HashMap<PackName, BlockTable>, RepositoryError> {
+    fn tables(
+        &self,
+        packs: &HashSet<PackName>,
+    ) -> Result<HashMap<PackName, BlockTable>, RepositoryError> {
         let mut tables = HashMap::new();
         self.each_table(|pack, table| {
             if packs.contains(&pack) {
@@ -236,69 +233,91 @@ impl<'a> Healer<'a> {
         Ok(())
     }
 
-    /// Heals some packs of `open`, so many that their blocks fit into memory.
-    fn batch(
+    /// Heals some packs, as many at a time as their blocks fit into memory.
+    fn group(
         &mut self,
-        open: &mut Vec<PackName>,
-        tables: &mut HashMap<PackName, BlockTable>,
-        moves: &mut BTreeMap<PackName, Moved>,
+        group: &[(PackName, Bad)],
+        wants_all: bool,
     ) -> Result<Vec<Healed>, RepositoryError> {
-        let mut healed = Vec::new();
-        let (mut batch, mut count) = (Vec::new(), 0);
-        while count < BATCH_BLOCKS
-            && let Some(pack) = open.pop()
-        {
-            let Some(table) = tables.remove(&pack) else {
-                healed.push(Healed {
-                    pack: pack.to_string(),
-                    is_unknown: true,
-                    ..Healed::default()
-                });
-                continue;
+        let mut tables = self.tables(&group.iter().map(|(pack, _)| *pack).collect())?;
+        let (mut healed, mut batch, mut count) = (Vec::new(), Vec::new(), 0);
+        for (pack, bad) in group {
+            let mut task = Task {
+                pack: *pack,
+                is_uncovered: bad.is_uncovered,
+                earlier: self.earlier(*pack)?,
+                lost: Vec::new(),
             };
-            let lost = self.not_moved(pack, blocks(&table))?;
-            count += lost.len();
-            if !lost.is_empty() {
-                batch.push((pack, lost));
+            let is_known = |begin: u64, end: u64| task.earlier.locate(begin, end - begin).is_some();
+            if wants_all || !bad.parts.iter().all(|(begin, end)| is_known(*begin, *end)) {
+                let Some(table) = tables.remove(pack) else {
+                    healed.push(Healed {
+                        pack: pack.to_string(),
+                        is_unknown: true,
+                        ..Healed::default()
+                    });
+                    continue;
+                };
+                let mut lost = blocks(&table);
+                lost.retain(|block| {
+                    let (begin, end) = (block.offset, block.offset + u64::from(block.length));
+                    (wants_all || bad.wants(begin, end)) && !is_known(begin, end)
+                });
+                task.lost = lost;
+            }
+            count += task.lost.len();
+            batch.push(task);
+            if count >= BATCH_BLOCKS {
+                healed.extend(self.batch(std::mem::take(&mut batch))?);
+                count = 0;
             }
         }
-        let places = self.places(&batch)?;
-        for (pack, lost) in batch {
-            let (outcome, pieces) = self.heal_pack(pack, &lost, &places)?;
-            if !pieces.pieces().is_empty() {
-                moves.insert(pack, pieces);
-            }
-            healed.push(outcome);
-        }
+        healed.extend(self.batch(batch)?);
         Ok(healed)
     }
 
-    /// The blocks that no earlier move leads to.
-    fn not_moved(&self, pack: PackName, blocks: Vec<Block>) -> Result<Vec<Block>, RepositoryError> {
+    /// The pieces that earlier moves lead to, where they are in the end.
+    fn earlier(&self, pack: PackName) -> Result<Moved, RepositoryError> {
         let vault = self.repository.vault();
-        let find = |pack| self.moves.find(vault, pack);
-        let Some(moved) = find(pack)? else {
-            return Ok(blocks);
-        };
-        let moved = moved.settle(&self.usable, &find)?;
-        Ok(blocks
-            .into_iter()
-            .filter(|block| {
-                moved
-                    .locate(block.offset, u64::from(block.length))
-                    .is_none()
-            })
-            .collect())
+        let find = |pack| self.stock.moves.find(vault, pack);
+        let moved = find(pack)?.unwrap_or_default();
+        moved.settle(&self.usable, &find)
+    }
+
+    fn batch(&mut self, batch: Vec<Task>) -> Result<Vec<Healed>, RepositoryError> {
+        let places = self.places(&batch)?;
+        let mut healed = Vec::new();
+        for task in batch {
+            let (outcome, found) = self.heal_pack(task.pack, &task.lost, &places)?;
+            let (is_new, is_complete) = (!found.pieces().is_empty(), outcome.lost_bytes == 0);
+            if !task.lost.is_empty() {
+                healed.push(outcome);
+            }
+            let mut pieces = task.earlier;
+            pieces.fill(&found);
+            let is_told = is_new || is_complete || task.is_uncovered;
+            if self.dry_run || pieces.pieces().is_empty() || !is_told {
+                continue;
+            }
+            self.moved.insert(task.pack, pieces);
+            if !is_complete {
+                self.incomplete.insert(task.pack);
+            }
+        }
+        Ok(healed)
     }
 
     /// Where usable packs have blocks that look like the lost ones.
     fn places(
         &self,
-        batch: &[(PackName, Vec<Block>)],
+        batch: &[Task],
     ) -> Result<HashMap<Clue, Vec<Range<PackName>>>, RepositoryError> {
         let mut places: HashMap<Clue, Vec<Range<PackName>>> = HashMap::new();
-        for block in batch.iter().flat_map(|(_, blocks)| blocks) {
+        for block in batch.iter().flat_map(|task| &task.lost) {
             places.entry(block.clue()).or_default();
+        }
+        if places.is_empty() {
+            return Ok(places);
         }
         self.each_table(|pack, table| {
             if self.usable.contains(&pack) {

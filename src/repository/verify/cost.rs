@@ -157,7 +157,8 @@ impl Look<'_> {
                 continue;
             };
             for (pack, places) in record.packs {
-                if places.iter().all(|place| self.there.contains_key(place)) {
+                let is_whole = !record.incomplete.contains(&pack);
+                if is_whole && places.iter().all(|place| self.there.contains_key(place)) {
                     moved
                         .entry(pack)
                         .or_default()

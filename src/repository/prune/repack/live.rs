@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::repository::moved::{MOVES_LIMIT, Moved};
 use crate::repository::prune::survey::{self, Survey};
-use crate::repository::ranges::Range;
+use crate::repository::ranges::{PARTS_MERGED_AT, Range, merge_parts};
 use crate::repository::vault::Vault;
 use crate::repository::{PackName, Repository, RepositoryError};
 
@@ -16,9 +16,6 @@ pub struct LiveParts {
     /// The backups that were looked at.
     pub backups: BTreeSet<String>,
 }
-
-/// Parts that are gathered before they are merged.
-const MERGE_AT: usize = 1 << 20;
 
 impl LiveParts {
     pub fn read(
@@ -54,7 +51,7 @@ impl LiveParts {
             }
         }
         for parts in live.parts.values_mut() {
-            merge(parts);
+            merge_parts(parts);
         }
         Ok(live)
     }
@@ -68,8 +65,8 @@ impl LiveParts {
         while let Some((range, moves)) = open.pop() {
             if let Some(parts) = self.parts.get_mut(&range.pack) {
                 parts.push((range.offset, range.offset + range.length));
-                if parts.len() >= MERGE_AT {
-                    merge(parts);
+                if parts.len() >= PARTS_MERGED_AT {
+                    merge_parts(parts);
                 }
             }
             if moves < MOVES_LIMIT {
@@ -80,18 +77,6 @@ impl LiveParts {
         }
         Ok(())
     }
-}
-
-fn merge(parts: &mut Vec<(u64, u64)>) {
-    parts.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (begin, end) in parts.drain(..) {
-        match merged.last_mut() {
-            Some(last) if begin <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((begin, end)),
-        }
-    }
-    *parts = merged;
 }
 
 /// Where pieces went, whichever run moved them.
@@ -131,17 +116,5 @@ impl<'a> Pieces<'a> {
             found.extend(moved.within(range.offset, range.length));
         }
         Ok(found)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_that_touch_are_one() {
-        let mut parts = vec![(10, 20), (0, 5), (5, 7), (15, 18), (30, 31)];
-        merge(&mut parts);
-        assert_eq!(parts, [(0, 7), (10, 20), (30, 31)]);
     }
 }

@@ -191,15 +191,7 @@ impl Repository {
                 store.describe()
             )));
         }
-        for (key, text) in [
-            ("README.txt", recover::README),
-            ("RECOVER.sh", recover::SCRIPT),
-        ] {
-            match store.put(key, text.as_bytes()) {
-                Ok(()) | Err(RepositoryError::Exists(_)) => {}
-                Err(other) => return Err(other),
-            }
-        }
+        recover::write(&*store)?;
         keys::init(&*store, keys)?;
         Self::open(store, keys)
     }
@@ -400,6 +392,11 @@ impl Repository {
             Err(RepositoryError::Exists(_)) => Ok(()),
             other => other,
         }
+    }
+
+    /// Writes `README.txt` and `RECOVER.sh` where they are missing or not this version's.
+    pub fn write_texts(&self) -> Result<(), RepositoryError> {
+        recover::write(&**self.store())
     }
 
     /// Drops a backup: its manifest first, so that it is gone whole; its packs stay for the prune.

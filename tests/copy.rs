@@ -10,10 +10,14 @@ mod server;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use age::secrecy::ExposeSecret;
 use lifeboat::archive::{Cut, EntryMeta, OnChange};
+use lifeboat::config::Secret;
 use lifeboat::repository::copy::{CopyReport, copy, reencrypt};
 use lifeboat::repository::keys::Keys;
+use lifeboat::repository::lease::usable_packs;
 use lifeboat::repository::repair::heal;
 use lifeboat::repository::store::{LocalStore, Store};
 use lifeboat::repository::verify::{Depth, Scope, verify};
@@ -100,25 +104,32 @@ fn a_copy_that_was_cut_short_goes_on_where_it_was() {
     let manifest = place.files(&[("a", &noise(300_000, 1))]);
     place.files(&[("b", &noise(300_000, 2))]);
     send(&place).unwrap();
-    // As if it had been killed before the first manifest: the lease and its note are there.
+    // As if another host had been killed before the first manifest.
     let id = &manifest.id;
     let own = place.path(&format!("second/backups/{id}/manifest.json"));
     std::fs::remove_file(&own).unwrap();
     std::fs::create_dir_all(place.path("second/leases")).unwrap();
-    std::fs::write(place.path(&format!("second/leases/{id}")), "{}").unwrap();
-    let refused = send(&place).unwrap_err();
-    assert!(
-        refused.to_string().contains("another host copies"),
-        "{refused}"
-    );
-    let note = std::fs::read_dir(place.path("state"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.to_str().unwrap().contains("/copying-"));
-    assert_eq!(std::fs::read_to_string(note.unwrap()).unwrap(), *id);
+    let lease = place.path(&format!("second/leases/{id}"));
+    std::fs::write(&lease, "{}").unwrap();
+    for _ in 0..2 {
+        let report = send(&place).unwrap();
+        assert_eq!((report.copied.len(), report.there), (0, 1), "{report:?}");
+        assert!(
+            report.waiting[0].contains("another host copies"),
+            "{report:?}"
+        );
+        assert_eq!(std::fs::read(&lease).unwrap(), b"{}", "it is not ours");
+    }
+    let done = lifeboat(&place, &["copy"], Some(&place.path("second")));
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    // A day later it is nobody's, and nobody has to prune there for that.
+    let old = SystemTime::now() - Duration::from_hours(25);
+    let file = std::fs::File::options().append(true).open(&lease).unwrap();
+    file.set_modified(old).unwrap();
     let report = send(&place).unwrap();
     assert_eq!((report.copied.len(), report.there, report.packs), (1, 1, 0));
     assert_same(&place);
+    std::fs::remove_file(&own).unwrap();
     // As if a prune had taken the copy for dead.
     std::fs::write(&own, "void\n").unwrap();
     assert_eq!(send(&place).unwrap().copied, std::slice::from_ref(id));
@@ -172,6 +183,142 @@ fn a_copy_replaces_what_the_target_lost_and_never_sends_damage() {
         );
         assert_same(&place);
     }
+}
+
+#[test]
+fn a_damaged_pack_here_costs_no_part_of_the_copy_there() {
+    let place = Place::plain();
+    let (a, b) = (noise(300_000, 1), noise(300_000, 2));
+    let first = place.files(&[("a", &a)]);
+    send(&place).unwrap();
+    let pack = place.packs()[0];
+    let there = place.path(&format!("second/{}", pack.key()));
+    let mut bytes = std::fs::read(&there).unwrap();
+    bytes[5000] ^= 1;
+    std::fs::write(&there, &bytes).unwrap();
+    let to = target(&place);
+    assert!(
+        !verify(&to, &Scope::Everything, Depth::Full, |_, _| {})
+            .unwrap()
+            .is_good()
+    );
+    place.flip(pack, 250_000);
+    // What else there is goes on its way, also what comes after it.
+    std::fs::remove_dir_all(place.path("state")).unwrap();
+    std::fs::create_dir(place.path("state")).unwrap();
+    std::fs::remove_dir_all(place.path("repo/index")).unwrap();
+    place.files(&[("b", &b)]);
+    let report = send(&place).unwrap();
+    assert!(report.faults[0].contains(&first.id), "{report:?}");
+    assert_eq!(report.copied.len(), 1, "{report:?}");
+    assert_eq!(std::fs::read(&there).unwrap(), bytes, "the last rest of it");
+}
+
+#[test]
+fn a_backup_whose_own_files_are_damaged_does_not_keep_others_from_being_copied() {
+    let place = Place::plain();
+    let first = place.files(&[("a", b"one")]);
+    std::thread::sleep(Duration::from_millis(1100));
+    let later = place.files(&[("a", b"two")]);
+    let ranges = place.path(&format!("repo/backups/{}/files.ranges", first.id));
+    std::fs::write(ranges, "nonsense").unwrap();
+    let report = send(&place).unwrap();
+    assert_eq!(report.copied, [later.id]);
+    assert!(report.faults[0].contains(&first.id), "{report:?}");
+}
+
+#[test]
+fn a_key_that_nothing_here_opens_replaces_no_other() {
+    let identity = age::x25519::Identity::generate();
+    let mut place = Place::plain();
+    place.keys.public_keys = vec![identity.to_public().to_string()];
+    place.files(&[("a", b"one")]);
+    send(&place).unwrap();
+    let key = std::fs::read_dir(place.path("repo/keys")).unwrap().next();
+    let key = key.unwrap().unwrap().path();
+    let there = place.path("second/keys").join(key.file_name().unwrap());
+    let good = std::fs::read(&key).unwrap();
+    assert_eq!(std::fs::read(&there).unwrap(), good);
+    // The file rots here; this host holds public keys only, and never reads it.
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&key, &bad).unwrap();
+    let report = send(&place).unwrap();
+    assert!(report.notes[0].contains("was left"), "{report:?}");
+    assert_eq!(std::fs::read(&there).unwrap(), good);
+    // It is the one there that rots: who can open this one sends it.
+    std::fs::write(&key, &good).unwrap();
+    std::fs::write(&there, &bad).unwrap();
+    place.keys.identity = Some(Secret::new(identity.to_string().expose_secret()));
+    let report = send(&place).unwrap();
+    assert_eq!(report.notes, [""; 0]);
+    assert_eq!(std::fs::read(&there).unwrap(), good);
+}
+
+#[test]
+fn a_new_copy_does_not_count_on_what_only_an_earlier_lease_guarded() {
+    let place = Place::plain();
+    let body = noise(300_000, 1);
+    // The first backup cannot be copied, for the second of its packs is damaged.
+    place.files(&[("a", &body)]);
+    let old = place.packs();
+    let first = place.files(&[("a", &body), ("b", &noise(300_000, 2))]);
+    let bad = place.packs().into_iter().find(|p| !old.contains(p));
+    let from = place.repository();
+    from.drop_backup(
+        &from
+            .backups()
+            .unwrap()
+            .into_iter()
+            .find(|id| *id != first.id)
+            .unwrap(),
+    )
+    .unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    let later = place.files(&[("a", &body)]);
+    place.flip(bad.unwrap(), 4000);
+    let to = Repository::open_or_init(second(&place), &Keys::none()).unwrap();
+    // What was sent for the first one has lain in the trash of the target by the time of the second one.
+    let trash = second(&place);
+    let throw = |_: &str, _| {
+        let packs = trash.list("packs").unwrap();
+        let names: Vec<String> = packs
+            .iter()
+            .map(|entry| entry.key.rsplit('/').next().unwrap())
+            .map(|name| name.strip_suffix(".zst").unwrap().to_owned())
+            .collect();
+        let text = serde_json::json!({ "packs": names }).to_string();
+        // Only what was there at that time.
+        match trash.put("trash/20260101T000000Z-000001", text.as_bytes()) {
+            Ok(()) | Err(RepositoryError::Exists(_)) => {}
+            Err(err) => panic!("{err}"),
+        }
+    };
+    let report = reencrypt(&from, &to, &place.path("state"), 3, throw).unwrap();
+    assert_eq!(report.copied, std::slice::from_ref(&later.id), "{report:?}");
+    let usable = usable_packs(to.vault()).unwrap();
+    for (pack, _) in to.uses(&later.id).unwrap().packs() {
+        assert!(usable.contains(&pack), "{pack} lies in the trash");
+    }
+}
+
+#[test]
+fn a_copy_with_keys_of_its_own_goes_on_where_it_was_killed() {
+    let place = Place::plain();
+    let manifest = place.files(&[("a", &noise(300_000, 1))]);
+    let (from, state) = (place.repository(), place.path("state"));
+    let to = Repository::open_or_init(second(&place), &Keys::none()).unwrap();
+    let send = || reencrypt(&from, &to, &state, 3, |_, _| {}).unwrap();
+    send();
+    // As if it had been killed before the manifest: the lists and the index are there.
+    std::fs::remove_file(place.path(&format!("second/backups/{}/manifest.json", manifest.id)))
+        .unwrap();
+    std::fs::remove_dir_all(place.path("state")).unwrap();
+    std::fs::create_dir(place.path("state")).unwrap();
+    assert_eq!(send().copied, std::slice::from_ref(&manifest.id));
+    let new = to.manifest(&manifest.id).unwrap();
+    assert_eq!(read(&to, &new).unwrap(), read(&from, &manifest).unwrap());
 }
 
 #[test]

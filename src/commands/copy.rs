@@ -33,7 +33,13 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let repository = context.repository().map_err(anyhow::Error::new)?;
     let report = send(context, &repository, &target, args.reencrypt)?;
     output::print(context.json, &report, |report| text(report, &target))?;
-    complete(&report).map_err(|err| Failure::damage(err.to_string()))
+    complete(&report).map_err(|err| {
+        if report.faults.is_empty() {
+            Failure::sentence(err.to_string())
+        } else {
+            Failure::damage(err.to_string())
+        }
+    })
 }
 
 /// Copies with a progress bar. For whoever holds the lock.
@@ -82,12 +88,22 @@ pub(super) fn send(
         copy(repository, store, &config.keys, &config.state, progress)
     });
     bar.finish_and_clear();
-    Ok(report?)
+    let report = report?;
+    for note in &report.notes {
+        tracing::warn!("{note}");
+    }
+    Ok(report)
 }
 
 /// Fails when a backup could not be copied.
 pub(super) fn complete(report: &CopyReport) -> anyhow::Result<()> {
-    anyhow::ensure!(report.faults.is_empty(), "{}", report.faults.join("; "));
+    let missing: Vec<&str> = report
+        .faults
+        .iter()
+        .chain(&report.waiting)
+        .map(String::as_str)
+        .collect();
+    anyhow::ensure!(missing.is_empty(), "{}", missing.join("; "));
     Ok(())
 }
 

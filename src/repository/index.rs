@@ -75,16 +75,26 @@ impl IndexWriter {
     }
 
     fn put(&self, part: &mut Part) -> Result<(), RepositoryError> {
-        part.number += 1;
-        let name = format!("{}-{:04}.{}", self.writer, part.number, self.vault.epoch());
-        let mut bytes = zstd::bulk::compress(&part.raw, 3)
+        let body = zstd::bulk::compress(&part.raw, 3)
             .map_err(|e| RepositoryError::io("compress the index", e))?;
-        let seal = self.vault.secrets.seal(Sealed::Index(&name), &bytes);
-        bytes.extend_from_slice(&SEAL_HEADER);
-        bytes.extend_from_slice(seal.as_bytes());
-        self.vault.put(&key(&name), &bytes)?;
+        loop {
+            part.number += 1;
+            let name = format!("{}-{:04}.{}", self.writer, part.number, self.vault.epoch());
+            let seal = self.vault.secrets.seal(Sealed::Index(&name), &body);
+            let mut bytes = body.clone();
+            bytes.extend_from_slice(&SEAL_HEADER);
+            bytes.extend_from_slice(seal.as_bytes());
+            match self.vault.put(&key(&name), &bytes) {
+                // Of a copy that was killed: what it names is there.
+                Err(RepositoryError::Exists(_)) => {}
+                other => {
+                    other?;
+                    part.put.push(name);
+                    break;
+                }
+            }
+        }
         part.raw.clear();
-        part.put.push(name);
         Ok(())
     }
 

@@ -393,6 +393,28 @@ pub(super) fn check_secret_file(
     }
 }
 
+/// Whether a file below `keys/` opens with what was given and holds this repository's secret. `false` also
+/// where nothing was given that opens it.
+pub(super) fn is_proven(
+    store: &dyn Store,
+    key: &str,
+    given: &Keys,
+    secrets: &Secrets,
+    mode: &Mode,
+) -> Result<bool, RepositoryError> {
+    let opened = if let (IDENTITY_KEY, Some(passphrase)) = (key, &given.passphrase) {
+        unwrap_identity(store, passphrase).map(|(_, found)| found.id() == secrets.id())
+    } else if key == secret_key(&secrets.id()) && mode.can_read() {
+        check_secret_file(store, secrets, mode).map(|()| true)
+    } else {
+        Ok(false)
+    };
+    match opened {
+        Err(err) if err.is_damage() || matches!(err, RepositoryError::Invalid(_)) => Ok(false),
+        other => other,
+    }
+}
+
 fn read_secret(
     store: &dyn Store,
     id: &str,

@@ -143,7 +143,7 @@ pub struct Backup<'a> {
 /// The cache keeps the two apart: what it knows of the stack's live files must outlast an import, and the
 /// next import of the same files is compared with the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     Stack,
     Import,
 }
@@ -202,11 +202,26 @@ impl Repository {
         state: &Path,
         level: i32,
     ) -> Result<Backup<'_>, RepositoryError> {
+        self.store().remove_abandoned()?;
+        let lease = Lease::take(self.vault(), id, LOCK_PATIENCE)?;
+        self.begin_under(lease, origin, id, state, level)
+    }
+
+    /// Begins a backup whose lease was taken.
+    pub(super) fn begin_under(
+        &self,
+        lease: Lease,
+        origin: Origin,
+        id: &str,
+        state: &Path,
+        level: i32,
+    ) -> Result<Backup<'_>, RepositoryError> {
         let started = Timestamp::now();
         let vault = self.vault();
-        vault.store.remove_abandoned()?;
-        let lease = Lease::take(vault, id, LOCK_PATIENCE)?;
         self.update_recipients()?;
+        if let Err(err) = self.write_texts() {
+            tracing::warn!("README.txt and RECOVER.sh are not this version's: {err}");
+        }
         let parent = self.newest()?;
         // After the lease: what is usable now stays until the lease ends.
         let usable = lease::usable_packs(vault)?;
@@ -341,7 +356,8 @@ impl Backup<'_> {
             warnings: notes.warnings,
             imported,
         };
-        self.put_manifest(manifest)
+        self.put_manifest(&manifest)?;
+        Ok(manifest)
     }
 
     /// Commits the copy of a backup of another repository.
@@ -378,7 +394,11 @@ impl Backup<'_> {
             archives: archives.into_iter().map(|(_, record)| record).collect(),
             ..of.clone()
         };
-        self.put_manifest(manifest)
+        // As late as can be: a copy that was taken for dead, and sleeps, could commit what is gone.
+        let key = self.repository.vault().key(&manifest_name(&manifest.id));
+        self.lease.reopen(&key)?;
+        self.put_manifest(&manifest)?;
+        Ok(manifest)
     }
 
     /// Puts the index, the ranges and the list of packs.
@@ -407,7 +427,7 @@ impl Backup<'_> {
         vault.store.put_all(files)
     }
 
-    fn put_manifest(self, manifest: Manifest) -> Result<Manifest, RepositoryError> {
+    fn put_manifest(&self, manifest: &Manifest) -> Result<(), RepositoryError> {
         let (id, vault) = (&manifest.id, self.repository.vault());
         let names: Vec<String> = manifest
             .archives
@@ -423,7 +443,7 @@ impl Backup<'_> {
         if let Err(err) = self.update_cache(&names) {
             tracing::warn!("the cache was not updated, so the next backup reads more: {err}");
         }
-        Ok(manifest)
+        Ok(())
     }
 
     /// What this run put into the index is known here without being read.

@@ -24,6 +24,10 @@ struct State {
     refuses_deletes: AtomicBool,
     /// Done right before the first put of a key that ends so.
     before_put: Mutex<Option<(String, Hook)>>,
+    /// Done right before the first deletion of a key that begins so.
+    before_delete: Mutex<Option<(String, Hook)>>,
+    /// Keys that begin so cannot be read for now.
+    unreadable: Mutex<Option<String>>,
 }
 
 #[derive(Clone)]
@@ -55,6 +59,18 @@ impl TestStore {
 
     pub fn before_put(&self, end: &str, hook: impl FnOnce() + Send + 'static) {
         *self.state.before_put.lock().unwrap() = Some((end.to_owned(), Box::new(hook)));
+    }
+
+    // Not every test that has this store needs it.
+    #[allow(dead_code)]
+    pub fn before_delete(&self, start: &str, hook: impl FnOnce() + Send + 'static) {
+        *self.state.before_delete.lock().unwrap() = Some((start.to_owned(), Box::new(hook)));
+    }
+
+    // Not every test that has this store needs it.
+    #[allow(dead_code)]
+    pub fn set_unreadable(&self, start: Option<&str>) {
+        *self.state.unreadable.lock().unwrap() = start.map(str::to_owned);
     }
 
     pub fn used_bytes(&self) -> u64 {
@@ -126,6 +142,13 @@ impl Store for TestStore {
     }
 
     fn get(&self, key: &str, limit_bytes: u64) -> Result<Vec<u8>, RepositoryError> {
+        let unreadable = self.state.unreadable.lock().unwrap().clone();
+        if unreadable.is_some_and(|start| key.starts_with(&start)) {
+            return Err(RepositoryError::Io {
+                what: format!("read {key}"),
+                source: io::Error::other("the disk is out of order"),
+            });
+        }
         self.inner.get(key, limit_bytes)
     }
 
@@ -145,6 +168,13 @@ impl Store for TestStore {
     fn delete(&self, key: &str) -> Result<(), RepositoryError> {
         if key.starts_with("packs/") && self.state.refuses_deletes.load(Ordering::SeqCst) {
             return Err(RepositoryError::Refused(key.to_owned()));
+        }
+        let hook = {
+            let mut hook = self.state.before_delete.lock().unwrap();
+            hook.take_if(|(start, _)| key.starts_with(start.as_str()))
+        };
+        if let Some((_, hook)) = hook {
+            hook();
         }
         self.inner.delete(key)?;
         self.state.written.lock().unwrap().remove(key);

@@ -11,19 +11,20 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{CopyReport, forget_note, note_lease};
+use super::claims::Claims;
+use super::{CopyReport, Halt, LOOKS, not_taken, unreadable};
 use crate::repository::frame::Decoder;
 use crate::repository::lease;
 use crate::repository::manifest::{ArchiveRecord, Manifest};
 use crate::repository::moved::Moved;
-use crate::repository::moves::MoveList;
 use crate::repository::pack::{PackReader, PackWriter};
 use crate::repository::ranges::RangeList;
-use crate::repository::session::{Backup, Session};
+use crate::repository::session::{Backup, Origin, Session};
 use crate::repository::sink::{SealedArchive, Sink};
+use crate::repository::stock::Stock;
 use crate::repository::table::{BlockTable, Run};
 use crate::repository::vault::Vault;
-use crate::repository::{PackName, Repository, RepositoryError};
+use crate::repository::{PackName, Repository, RepositoryError, manifest_name};
 
 /// Copies every backup of `source` that is not in `target` yet. For whoever holds the lock of `state`.
 pub fn reencrypt(
@@ -42,37 +43,30 @@ pub fn reencrypt(
             target.store().describe()
         )));
     }
-    let from = source.vault();
+    Claims::begin(target, state)?;
     let zstd = |e| RepositoryError::io("set up zstd", e);
-    let marked = lease::names(from, "damaged", "")?;
-    let mut usable = lease::names(from, "packs", &from.key(".zst"))?;
-    usable.retain(|pack| !marked.contains(pack));
     let mut rewriter = Rewriter {
         source,
         target,
         state,
-        moves: from.moves()?,
-        usable,
+        stock: Stock::look(source.vault())?,
+        whole: HashSet::new(),
         moved: HashMap::new(),
         renamed: Renamed::load(state, source.id(), target.id())?,
         decoder: Decoder::new().map_err(zstd)?,
         report: CopyReport::default(),
         progress,
     };
+    rewriter.note_whole();
     let there: HashSet<String> = target.backups()?.into_iter().collect();
     for id in source.backups()? {
-        if there.contains(&id) {
-            rewriter.report.there += 1;
-            continue;
-        }
-        match rewriter.backup(&id, level) {
-            Ok(()) => rewriter.report.copied.push(id),
-            Err(err) if err.is_damage() => rewriter
-                .report
-                .faults
-                .push(format!("backup {id} was not copied: {err}")),
-            Err(err) => return Err(err),
-        }
+        let known = there.contains(&id);
+        let outcome = if known {
+            Ok(())
+        } else {
+            rewriter.backup(&id, level)
+        };
+        rewriter.report.note(source, id, known, outcome)?;
     }
     Ok(rewriter.report)
 }
@@ -81,9 +75,9 @@ struct Rewriter<'a, P> {
     source: &'a Repository,
     target: &'a Repository,
     state: &'a Path,
-    moves: MoveList,
+    stock: Stock,
     /// Packs of the source that are there, as far as is known whole.
-    usable: HashSet<PackName>,
+    whole: HashSet<PackName>,
     moved: HashMap<PackName, Moved>,
     renamed: Renamed,
     decoder: Decoder,
@@ -92,19 +86,53 @@ struct Rewriter<'a, P> {
 }
 
 impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
-    fn backup(&mut self, id: &str, level: i32) -> Result<(), RepositoryError> {
-        let manifest = self.source.manifest(id)?;
-        let note = note_lease(self.target, self.state, id)?;
-        let backup = self.target.begin(id, self.state, level)?;
-        // After the lease: what is usable now stays until it ends.
+    fn note_whole(&mut self) {
+        let packs = &self.stock.packs;
+        let listed = packs.listed.iter().copied();
+        self.whole = listed.filter(|pack| packs.is_whole(*pack)).collect();
+        self.moved.clear();
+    }
+
+    fn backup(&mut self, id: &str, level: i32) -> Result<(), Halt> {
+        let manifest = self.source.manifest(id).map_err(unreadable)?;
+        let mut claims = Claims::begin(self.target, self.state)?;
+        self.target.store().remove_abandoned()?;
+        let taken = claims.take(id, false);
+        let lease = taken.map_err(|err| not_taken(err, self.target))?;
+        if self.clear_place(id)? {
+            return Ok(());
+        }
+        let backup = self
+            .target
+            .begin_under(lease, Origin::Stack, id, self.state, level)?;
+        // After the lease: what is usable now stays until it ends. What an earlier lease guarded may go.
         let usable = lease::usable_packs(self.target.vault())?;
+        self.renamed.new.clear();
         let mut archives = Vec::new();
         for record in &manifest.archives {
             archives.push(self.archive(&backup, &usable, &manifest, record)?);
         }
-        self.target.remove_void(id)?;
         backup.commit_copy(&manifest, archives)?;
-        forget_note(&note)
+        claims.finish()?;
+        Ok(())
+    }
+
+    /// Removes what an earlier copy left half done: its files hold other bytes than the ones to come. `true` when
+    /// another host's copy was faster.
+    fn clear_place(&self, id: &str) -> Result<bool, RepositoryError> {
+        let (store, vault) = (self.target.store(), self.target.vault());
+        let manifest = vault.key(&manifest_name(id));
+        let entries = store.list(&format!("backups/{id}"))?;
+        if entries
+            .iter()
+            .any(|entry| entry.key == manifest && !lease::is_void(entry))
+        {
+            return Ok(true);
+        }
+        for entry in entries.iter().filter(|entry| entry.key != manifest) {
+            store.delete(&entry.key)?;
+        }
+        Ok(false)
     }
 
     fn archive(
@@ -113,24 +141,67 @@ impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
         usable: &HashSet<PackName>,
         manifest: &Manifest,
         record: &ArchiveRecord,
-    ) -> Result<SealedArchive, RepositoryError> {
-        let ranges = self.source.archive_ranges(manifest, record)?;
-        let ranges = self.settled(&ranges)?;
+    ) -> Result<SealedArchive, Halt> {
+        let ranges = self.source.archive_ranges(manifest, record);
+        let ranges = ranges.map_err(unreadable)?;
         let before = self.report.pack_bytes;
-        let mut names = HashMap::new();
-        for range in ranges.as_slice() {
-            if let Entry::Vacant(entry) = names.entry(range.pack) {
-                entry.insert(self.pack(backup.session(), usable, range.pack)?);
-            }
-        }
-        let renamed = ranges.map(|pack| names.get(&pack).copied());
+        let renamed = self.packs(backup.session(), usable, &ranges)?;
         let mut sink = Sink::new(backup.session().clone(), record.name.clone())?;
-        sink.adopt(&renamed.unwrap_or_default(), record)?;
+        sink.adopt(&renamed, record)?;
         let mut sealed = sink.end()?.seal()?;
         sealed.stream_xxh3.clone_from(&record.stream_xxh3);
         sealed.read_bytes = record.read_bytes;
         sealed.stored_bytes += self.report.pack_bytes - before;
         Ok(sealed)
+    }
+
+    /// Sends the packs that hold some ranges; returns the ranges in the target's packs. Where they are in the
+    /// source may change meanwhile.
+    fn packs(
+        &mut self,
+        session: &Session,
+        usable: &HashSet<PackName>,
+        ranges: &RangeList<PackName>,
+    ) -> Result<RangeList<PackName>, Halt> {
+        let mut looks = 0;
+        loop {
+            let tried = match self.settled(ranges) {
+                Ok(settled) => self.rename(session, usable, &settled),
+                Err(err) => Err(err),
+            };
+            match tried {
+                Ok(renamed) => return Ok(renamed),
+                // It may have moved before it was damaged.
+                Err(RepositoryError::Damaged { pack, why }) if self.whole.remove(&pack) => {
+                    tracing::warn!("pack {pack} of the source is damaged: {why}");
+                    self.moved.clear();
+                    continue;
+                }
+                Err(RepositoryError::Missing(_)) if looks < LOOKS => {}
+                // It may be newer than the last look at the source, or have moved since.
+                Err(RepositoryError::Damaged { .. }) if looks == 0 => {}
+                Err(other) => return Err(other.into()),
+            }
+            looks += 1;
+            self.stock = Stock::look(self.source.vault())?;
+            self.note_whole();
+        }
+    }
+
+    fn rename(
+        &mut self,
+        session: &Session,
+        usable: &HashSet<PackName>,
+        ranges: &RangeList<PackName>,
+    ) -> Result<RangeList<PackName>, RepositoryError> {
+        let mut names = HashMap::new();
+        for range in ranges.as_slice() {
+            if let Entry::Vacant(entry) = names.entry(range.pack) {
+                entry.insert(self.pack(session, usable, range.pack)?);
+            }
+        }
+        let renamed = ranges.map(|pack| names.get(&pack).copied());
+        Ok(renamed.unwrap_or_default())
     }
 
     /// The same bytes, in packs that are there.
@@ -140,14 +211,14 @@ impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
     ) -> Result<RangeList<PackName>, RepositoryError> {
         let mut out = RangeList::default();
         for range in ranges.as_slice() {
-            if self.usable.contains(&range.pack) {
+            if self.whole.contains(&range.pack) {
                 out.push(*range);
                 continue;
             }
             if !self.moved.contains_key(&range.pack) {
-                let find = |pack| self.moves.find(self.source.vault(), pack);
+                let find = |pack| self.stock.moves.find(self.source.vault(), pack);
                 let moved = find(range.pack)?.unwrap_or_default();
-                let moved = moved.settle(&self.usable, &find)?;
+                let moved = moved.settle(&self.whole, &find)?;
                 self.moved.insert(range.pack, moved);
             }
             let places = self
@@ -156,7 +227,8 @@ impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
                 .and_then(|moved| moved.locate(range.offset, range.length));
             out.extend(&places.ok_or_else(|| RepositoryError::Damaged {
                 pack: range.pack,
-                why: "it is missing or marked as damaged; run `repair` first".to_owned(),
+                why: "it is missing or damaged, and what was found of it elsewhere is not all; run `repair` first"
+                    .to_owned(),
             })?);
         }
         Ok(out)
@@ -177,7 +249,10 @@ impl<P: FnMut(&str, u64)> Rewriter<'_, P> {
         let opened = PackReader::open(self.source.vault(), pack, true);
         let mut reader = match opened {
             Err(err @ RepositoryError::Damaged { .. }) => {
-                self.source.mark_damaged(pack, &err.to_string())?;
+                // The source may be read-only here.
+                if let Err(unmarked) = self.source.mark_damaged(pack, &err.to_string()) {
+                    tracing::warn!("{unmarked}: the next backup may refer to the damaged pack");
+                }
                 return Err(err);
             }
             other => other?,
@@ -288,7 +363,7 @@ impl Renamed {
         self.names.get(&pack).copied()
     }
 
-    /// This run published it, under the lease that still stands or a later look found it usable.
+    /// Published under the lease that stands.
     fn is_new(&self, name: PackName) -> bool {
         self.new.contains(&name)
     }

@@ -3,7 +3,7 @@
 //! All of them were listed before leases, and those before backups and moves: a file whose run has no lease
 //! and has not committed belongs to a run that was given up, or to a backup that was dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::Report;
 use super::survey::Survey;
@@ -20,11 +20,8 @@ pub fn remove(
 ) -> Result<(), RepositoryError> {
     let mut keys = Vec::new();
     // The order matters only here: a record goes before the pieces it vouches for.
-    for (run, record) in &survey.moves {
-        if is_useless(survey, record) {
-            keys.push(moves::record_key(run));
-        }
-    }
+    let useless: BTreeSet<&str> = useless_moves(survey);
+    keys.extend(useless.iter().map(|run| moves::record_key(run)));
     keys.extend(
         survey
             .moved_files
@@ -32,10 +29,7 @@ pub fn remove(
             .filter(|entry| !is_void(entry))
             .filter(|entry| {
                 is_left(survey, &entry.key, "moved/", |run| {
-                    survey
-                        .moves
-                        .get(run)
-                        .is_some_and(|record| !is_useless(survey, record))
+                    survey.moves.contains_key(run) && !useless.contains(run)
                 })
             })
             .map(|entry| entry.key.clone()),
@@ -62,6 +56,13 @@ pub fn remove(
     if !gone.is_empty() {
         keys.extend(dead_index_parts(repository, survey, gone)?);
     }
+    // A copy may have begun to use what an earlier one left under the same names.
+    let leases = repository.store().list("leases")?;
+    keys.retain(|key| {
+        let run = key.split('/').nth(1).unwrap_or_default();
+        let lease = format!("leases/{run}");
+        !leases.iter().any(|entry| entry.key == lease)
+    });
     let mut seen = BTreeSet::new();
     for key in keys {
         if seen.insert(key.clone()) && delete(repository, &key, report)? {
@@ -71,13 +72,22 @@ pub fn remove(
     Ok(())
 }
 
-/// No backup that it was made for exists, and it saved nothing of a damaged pack.
-fn is_useless(survey: &Survey, record: &super::decide::Move<PackName, String>) -> bool {
-    record.backups.is_disjoint(&survey.backups)
-        && !record
-            .packs
-            .keys()
-            .any(|pack| survey.damaged.contains(pack))
+/// Runs whose moves nobody needs: no backup that they were made for exists, and they saved nothing of a damaged
+/// pack. A copy puts moves before the backup that they are for, under a lease of the same name: only what was
+/// there before leases were listed can be judged.
+fn useless_moves(survey: &Survey) -> BTreeSet<&str> {
+    let seen: HashSet<&str> = moves::runs(&survey.moved_files).collect();
+    let is_useless = |record: &super::decide::Move<PackName, String>| {
+        record.backups.is_disjoint(&survey.backups)
+            && !record
+                .packs
+                .keys()
+                .any(|pack| survey.damaged.contains(pack))
+    };
+    let useless = survey.moves.iter().filter(|(run, record)| {
+        seen.contains(run.as_str()) && !survey.is_leased(run) && is_useless(record)
+    });
+    useless.map(|(run, _)| run.as_str()).collect()
 }
 
 fn is_left(survey: &Survey, key: &str, prefix: &str, is_kept: impl Fn(&str) -> bool) -> bool {

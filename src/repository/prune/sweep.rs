@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::survey::{Survey, TrashFile};
 use super::{Report, new_run};
 use crate::repository::lease::Trash;
+use crate::repository::store::Store;
 use crate::repository::{PackName, Repository, RepositoryError, damaged_key};
 
 /// Names `packs` in a new trash file: from now on no run that begins refers to them.
@@ -24,7 +25,8 @@ pub fn mark(repository: &Repository, packs: &BTreeSet<PackName>) -> Result<(), R
 
 /// Deletes the dead packs of `due` trash files; returns those that are gone.
 ///
-/// A file goes when all its dead packs are gone, so that nobody refers to one that may still be deleted.
+/// A file goes when all its dead packs are gone, so that nobody refers to one that may still be deleted. It is
+/// looked at before each: once another prune has been through, a copy may put a pack of that name back.
 pub fn sweep(
     repository: &Repository,
     survey: &Survey,
@@ -37,6 +39,10 @@ pub fn sweep(
         let mut all_gone = true;
         for pack in survey.doomed(&[*file]) {
             if !gone.contains(&pack) {
+                if !is_there(&**store, &file.key)? {
+                    all_gone = false;
+                    break;
+                }
                 let key = vault.pack_key(pack);
                 if !delete(repository, &key, report)? {
                     all_gone = false;
@@ -54,6 +60,14 @@ pub fn sweep(
         }
     }
     Ok(gone)
+}
+
+fn is_there(store: &dyn Store, key: &str) -> Result<bool, RepositoryError> {
+    match store.open(key) {
+        Ok(_) => Ok(true),
+        Err(RepositoryError::Missing(_)) => Ok(false),
+        Err(other) => Err(other),
+    }
 }
 
 /// Deletes a file; `false` when the store refuses to, which is said.

@@ -192,3 +192,38 @@ fn a_damaged_part_of_the_index_is_replaced() {
     assert!(!part.exists());
     assert!(place.verify(Depth::Structure).is_good());
 }
+
+#[test]
+fn the_files_for_people_are_written_anew_where_they_are_gone_or_changed() {
+    let place = Place::plain();
+    place.files(&[("a", b"text")]);
+    let (readme, script) = (place.path("repo/README.txt"), place.path("repo/RECOVER.sh"));
+    let good = [&readme, &script].map(|path| std::fs::read(path).unwrap());
+    let harm = || {
+        std::fs::remove_file(&readme).unwrap();
+        std::fs::write(&script, "rm -rf /\n").unwrap();
+        let verified = lifeboat(&place, &["verify"]);
+        let said = String::from_utf8_lossy(&verified.stdout);
+        assert!(verified.status.success(), "{verified:?}");
+        assert!(
+            said.contains("note: README.txt is missing")
+                && said.contains("note: RECOVER.sh is not the one")
+                && said.contains("all good"),
+            "{said}"
+        );
+    };
+    let assert_mended = || {
+        let now = [&readme, &script].map(|path| std::fs::read(path).unwrap());
+        assert_eq!(now, good);
+        assert_eq!(place.verify(Depth::Structure).notes, [""; 0]);
+    };
+    harm();
+    let told = lifeboat(&place, &["repair", "--dry-run"]);
+    assert!(told.status.success() && !readme.exists(), "{told:?}");
+    let repaired = lifeboat(&place, &["repair"]);
+    assert!(repaired.status.success(), "{repaired:?}");
+    assert_mended();
+    harm();
+    place.files(&[("a", b"other")]);
+    assert_mended();
+}

@@ -49,6 +49,9 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         bar.set_position(done);
     };
     let repaired = tokio::task::block_in_place(|| -> Result<_, RepositoryError> {
+        if !args.dry_run {
+            repository.write_texts()?;
+        }
         let index = rebuild_index(&repository, args.dry_run, show)?;
         let packs = match args.what {
             Some(What::Index) => Vec::new(),
@@ -111,7 +114,7 @@ fn text(outcome: &Outcome) -> String {
         } else if healed.is_unknown {
             writeln!(
                 out,
-                "pack {pack}: what it held is not known, so nothing of it {would}healed"
+                "pack {pack}: what it held is not known, so nothing of it can be healed"
             )
             .ok();
         } else {

@@ -98,6 +98,9 @@ pub(super) fn text(report: &VerifyReport) -> String {
         // Writing to a String cannot fail.
         writeln!(out, "not checked: {sentence}").ok();
     }
+    for sentence in &report.notes {
+        writeln!(out, "note: {sentence}").ok();
+    }
     let how = match report.depth {
         Depth::Structure => "names, sizes, references and seals".to_owned(),
         Depth::Sample { percent, seed } => format!(

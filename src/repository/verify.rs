@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::lease;
 use super::manifest::{ArchiveRecord, Manifest};
 use super::moves::{self, MoveList};
-use super::{PackName, Repository, RepositoryError, index, packs_key, reader, sha256_hex};
+use super::{PackName, Repository, RepositoryError, index, packs_key, reader, recover, sha256_hex};
 
 pub use reading::ReadLog;
 
@@ -72,6 +72,8 @@ pub struct VerifyReport {
     pub replaced_packs: u64,
     /// What could not be looked at, as sentences.
     pub unchecked: Vec<String>,
+    /// What a person should know and what costs no backup anything, as sentences.
+    pub notes: Vec<String>,
     pub damage: Vec<Damage>,
 }
 
@@ -106,6 +108,7 @@ impl VerifyReport {
             read_bytes: 0,
             replaced_packs: 0,
             unchecked: Vec::new(),
+            notes: Vec::new(),
             damage: Vec::new(),
         }
     }
@@ -322,6 +325,7 @@ impl<'a> Look<'a> {
         for fault in shared::faults(self.repository)? {
             self.report.add(fault, []);
         }
+        self.report.notes = recover::notes(&**self.repository.store())?;
         let vault = self.repository.vault();
         let entries = vault.store.list("moved")?;
         for run in moves::runs(&entries) {
@@ -414,8 +418,9 @@ fn check_parent(repository: &Repository, manifest: &Manifest, report: &mut Verif
     let Some(parent) = &manifest.parent else {
         return;
     };
-    // A parent that retention dropped is no fault.
+    // A parent that retention dropped is no fault, nor is one that was not copied and whose place is closed.
     if let Ok(bytes) = repository.stored_manifest(&parent.id)
+        && bytes != lease::VOID
         && sha256_hex(&bytes) != parent.manifest_sha256
     {
         report.add(

@@ -8,6 +8,8 @@
 
 #[path = "support/members.rs"]
 mod members;
+#[path = "crash/pairs.rs"]
+mod pairs;
 #[path = "crash/schedule.rs"]
 mod schedule;
 #[path = "crash/store.rs"]
@@ -16,14 +18,16 @@ mod store;
 mod world;
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use lifeboat::repository::copy::{copy, reencrypt};
 use lifeboat::repository::prune::prune;
+use lifeboat::repository::repair::{heal, rebuild_index};
 use lifeboat::repository::{Repository, RepositoryError};
 
 use schedule::{Chance, Ends, Schedule};
-use store::{Death, Process};
+use store::{Death, Process, SECOND};
 use world::{Run, Steady, World};
 
 /// What one process does.
@@ -36,6 +40,13 @@ enum Job {
     Prune {
         now: bool,
     },
+    PruneSecond,
+    /// All backups go to the second repository, from a host of this name.
+    Copy(&'static str),
+    /// The same, to one with keys of its own.
+    CopyAnew,
+    /// The index, then what damage can be healed.
+    Repair,
 }
 
 impl Job {
@@ -43,48 +54,92 @@ impl Job {
         match self {
             Self::Backup(run) => world.expect_backup(run),
             Self::Drop(id) => world.expect_drop(id),
-            Self::Prune { .. } => {}
+            _ => {}
         }
     }
 
-    fn note(&self, world: &mut World) {
+    fn note(&self, world: &mut World, copied: Vec<String>) {
         match self {
             Self::Backup(run) => world.note_commit(&run.id),
             Self::Drop(id) => world.note_drop(id),
-            Self::Prune { .. } => {}
+            _ => world.note_copied(copied),
         }
     }
 
     fn host(&self) -> &'static str {
         match self {
             Self::Backup(run) => run.host,
-            Self::Drop(_) | Self::Prune { .. } => "a",
+            Self::Copy(host) => host,
+            Self::CopyAnew => "c",
+            _ => "a",
         }
     }
 
+    /// Does it; returns which backups were copied.
     fn perform(
         &self,
-        process: &std::sync::Arc<Process>,
+        process: &Arc<Process>,
         world: &World,
         steady: &Steady,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Vec<String>, RepositoryError> {
         let (keys, state) = (world.keys(self.host()), world.path(self.host()));
+        let open = || Repository::open(process.store(), &keys);
+        let second = process.at(&world.second_root()).store();
         match self {
-            Self::Backup(run) => run.perform(&process.store(), &keys, &state, steady),
-            Self::Drop(id) => Repository::open(process.store(), &keys)?.drop_backup(id),
-            Self::Prune { now } => {
-                let repository = Repository::open(process.store(), &keys)?;
-                prune(&repository, &world.prune_options(*now)).map(drop)
+            Self::Backup(run) => run.perform(&process.store(), &keys, &state, steady)?,
+            Self::Drop(id) => open()?.drop_backup(id)?,
+            Self::Prune { now } => drop(prune(&open()?, &world.prune_options(*now))?),
+            Self::PruneSecond => {
+                let repository = Repository::open(second, &keys)?;
+                drop(prune(&repository, &world.prune_options(false))?);
+            }
+            Self::Copy(_) => {
+                let report = copy(&open()?, second, &keys, &state, |_, _| {})?;
+                // Nothing is damaged in any of these worlds.
+                let said = [report.faults, report.notes].concat();
+                assert!(said.is_empty(), "{said:?}");
+                return Ok(report.copied);
+            }
+            Self::CopyAnew => {
+                let second = Repository::open_or_init(second, &keys)?;
+                let report = reencrypt(&open()?, &second, &state, 1, |_, _| {})?;
+                assert_eq!(report.faults, [""; 0]);
+                return Ok(report.copied);
+            }
+            Self::Repair => {
+                rebuild_index(&open()?, false, |_, _| {})?;
+                drop(heal(&open()?, false, |_, _| {})?);
             }
         }
+        Ok(Vec::new())
     }
 }
 
 /// Encryption pads headers at random, so that a run may write some pieces more than another.
 const MORE_WRITES: usize = 12;
 
-/// Kills a process at every call that `job` makes, in every way, and looks at what is left.
+/// Kills a process at every call that `job` makes, in every way; then a backup of each host must work, and
+/// everything must be there.
 fn kill_everywhere(before: &World, job: &Job, steady: &Steady) -> usize {
+    kill_at_each_call(before, job, steady, |world, number| {
+        world.check();
+        // A dead prune's lock is heeded for a day; then who was killed goes on, and so does the other.
+        world.wait(25);
+        let mut chance = Chance::new(number as u64);
+        world.backup(&Run::new(900, "a", &mut chance), steady);
+        world.backup(&Run::new(901, "b", &mut chance), steady);
+        world.check();
+        world.check_collected();
+    })
+}
+
+/// Kills a process at every call that `job` makes, in every way, and has what is left looked at.
+fn kill_at_each_call(
+    before: &World,
+    job: &Job,
+    steady: &Steady,
+    look: impl Fn(&mut World, usize),
+) -> usize {
     let dry = before.copy();
     let process = Process::new(&dry.root(), None, None);
     job.perform(&process, &dry, steady).unwrap();
@@ -109,16 +164,8 @@ fn kill_everywhere(before: &World, job: &Job, steady: &Steady) -> usize {
                 continue;
             }
             let last = process.calls().pop().unwrap();
-            let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                world.check();
-                // A dead prune's lock is heeded for a day; then who was killed goes on, and so does the other.
-                world.wait(25);
-                let mut chance = Chance::new(number as u64);
-                world.backup(&Run::new(900, "a", &mut chance), steady);
-                world.backup(&Run::new(901, "b", &mut chance), steady);
-                world.check();
-                world.check_collected();
-            }));
+            let looked = std::panic::AssertUnwindSafe(|| look(&mut world, number));
+            let check = std::panic::catch_unwind(looked);
             assert!(check.is_ok(), "killed {death:?} call {number}: {last}");
             cut.insert(kind(&last));
         }
@@ -132,11 +179,18 @@ fn kill_everywhere(before: &World, job: &Job, steady: &Steady) -> usize {
 /// A call without what differs from run to run.
 fn kind(call: &str) -> String {
     let (verb, key) = call.split_once(' ').unwrap_or((call, ""));
+    let (place, key) = match key.strip_prefix(SECOND) {
+        Some(key) => (SECOND, key),
+        None => ("", key),
+    };
     let mut parts = key.split('/');
     match parts.next().unwrap_or_default() {
         "backups" => call.to_owned(),
-        _ if verb == "write" => verb.to_owned(),
-        first => format!("{verb} {first} {}", parts.next_back() == Some("packs")),
+        _ if verb == "write" => format!("{verb} {place}"),
+        first => format!(
+            "{verb} {place}{first} {}",
+            parts.next_back() == Some("packs")
+        ),
     }
 }
 
@@ -209,9 +263,9 @@ fn world_to_prune(encrypted: bool, steady: &Steady) -> World {
     for id in world.ids().into_iter().take(4) {
         let job = Job::Drop(id);
         job.expect(&mut world);
-        job.perform(&Process::new(&world.root(), None, None), &world, steady)
-            .unwrap();
-        job.note(&mut world);
+        let process = Process::new(&world.root(), None, None);
+        let copied = job.perform(&process, &world, steady).unwrap();
+        job.note(&mut world, copied);
     }
     world.wait(25);
     world
@@ -250,11 +304,13 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, tally: &Seen) {
         now: chance.one_in(100),
     };
     chains.push((0..prunes).map(job).collect());
+    chains.extend(pairs::chains(&mut chance));
     chains
         .iter()
         .flatten()
         .for_each(|job| job.expect(&mut world));
-    let schedule = Schedule::new(&world.root(), chance.next(), chains.len());
+    let roots = vec![world.root(), world.second_root()];
+    let schedule = Schedule::new(roots, chance.next(), chains.len());
     let deaths = [Death::Before, Death::Half, Death::After];
     let actors: Vec<_> = chains
         .into_iter()
@@ -277,9 +333,12 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, tally: &Seen) {
                 let _ends = Ends(turns);
                 for job in chain {
                     match job.perform(&process, world, steady) {
-                        Ok(()) => {
+                        Ok(copied) => {
                             tally.done.fetch_add(1, Ordering::Relaxed);
-                            done.lock().unwrap().push(job);
+                            tally
+                                .copied
+                                .fetch_add(copied.len() as u64, Ordering::Relaxed);
+                            done.lock().unwrap().push((job, copied));
                         }
                         Err(_) if process.is_dead() => {
                             tally.killed.fetch_add(1, Ordering::Relaxed);
@@ -295,15 +354,21 @@ fn run_schedule(seed: u64, worlds: &[World; 2], steady: &Steady, tally: &Seen) {
             });
         }
     });
-    for job in done.into_inner().unwrap() {
-        job.note(&mut world);
+    for (job, copied) in done.into_inner().unwrap() {
+        job.note(&mut world, copied);
     }
     world.check();
+    world.check_second();
     world.wait(25);
     world.backup(&Run::new(900, "a", &mut chance), steady);
     world.backup(&Run::new(901, "b", &mut chance), steady);
     world.check();
+    world.copy_all();
+    world.check_second();
     world.check_collected();
+    if chance.one_in(4) {
+        world.check_second_collected();
+    }
 }
 
 /// What the schedules came across, to be sure that they are worth something.
@@ -312,6 +377,8 @@ struct Seen {
     done: AtomicU64,
     killed: AtomicU64,
     void: AtomicU64,
+    /// Backups, by copies.
+    copied: AtomicU64,
 }
 
 /// A run that lived longer than its lease gives up, and a prune that must be alone gives way; they say so.
@@ -328,14 +395,14 @@ fn is_void(err: &RepositoryError) -> bool {
 }
 
 #[test]
-fn no_schedule_of_backups_and_drops_with_crashes_costs_a_committed_backup() {
+fn no_schedule_of_backups_drops_prunes_and_copies_with_crashes_costs_a_committed_backup() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let (first, count) = match number("LIFEBOAT_CRASH_SEED") {
         Some(seed) => (seed, 1),
         None => (0, number("LIFEBOAT_CRASH_SCHEDULES").unwrap_or(1000)),
     };
     let steady = Steady::new();
-    let worlds = [false, true].map(|encrypted| settled_world(encrypted, &steady));
+    let worlds = [false, true].map(|encrypted| pairs::copied_world(encrypted, &steady));
     let (next, tally) = (AtomicU64::new(first), Seen::default());
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -362,7 +429,10 @@ fn no_schedule_of_backups_and_drops_with_crashes_costs_a_committed_backup() {
     let share = |what: &AtomicU64| what.load(Ordering::Relaxed) * 10 / count;
     assert!(
         count < 100
-            || (share(&tally.done) > 10 && share(&tally.killed) > 5 && share(&tally.void) > 0),
+            || (share(&tally.done) > 10
+                && share(&tally.killed) > 5
+                && share(&tally.void) > 0
+                && share(&tally.copied) > 3),
         "the schedules are tame: {tally:?}"
     );
 }

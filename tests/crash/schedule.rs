@@ -41,7 +41,7 @@ enum Status {
 
 /// Who may call the store.
 pub struct Schedule {
-    root: PathBuf,
+    roots: Vec<PathBuf>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -56,11 +56,11 @@ struct State {
 }
 
 impl Schedule {
-    pub fn new(root: &Path, seed: u64, processes: usize) -> Arc<Self> {
+    pub fn new(roots: Vec<PathBuf>, seed: u64, processes: usize) -> Arc<Self> {
         let mut chance = Chance::new(seed);
         let pace = (0..processes).map(|_| 1 << (2 * chance.below(4))).collect();
         Arc::new(Self {
-            root: root.to_owned(),
+            roots,
             state: Mutex::new(State {
                 chance,
                 pace,
@@ -94,7 +94,9 @@ impl Schedule {
             // Mostly hours, now and then days: leases end at 24 hours, the trash is emptied at 48.
             let most = if state.chance.one_in(3) { 60 } else { 12 };
             let hours = 1 + state.chance.below(most);
-            grow_older(&self.root, Duration::from_mins(hours as u64 * 60 + 7));
+            for root in &self.roots {
+                grow_older(root, Duration::from_mins(hours as u64 * 60 + 7));
+            }
             state.jumps.push(hours);
         }
         let all = waiting.iter().map(|at| state.pace[*at]).sum();

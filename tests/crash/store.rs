@@ -17,6 +17,9 @@ use lifeboat::repository::store::{Blob, Entry, LocalStore, Spool, Store};
 
 use crate::schedule::Turns;
 
+/// Begins what a call to the second repository names.
+pub const SECOND: &str = "second/";
+
 /// When the process dies at its last call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Death {
@@ -25,12 +28,14 @@ pub enum Death {
     After,
 }
 
-/// One process that works on a repository.
+/// One process that works on a repository, or on two.
 pub struct Process {
     root: PathBuf,
+    /// Tells its calls from those to the first repository.
+    place: &'static str,
     inner: LocalStore,
     turns: Option<Turns>,
-    life: Mutex<Life>,
+    life: Arc<Mutex<Life>>,
 }
 
 #[derive(Default)]
@@ -46,12 +51,24 @@ impl Process {
     pub fn new(root: &Path, end: Option<(usize, Death)>, turns: Option<Turns>) -> Arc<Self> {
         Arc::new(Self {
             root: root.to_owned(),
+            place: "",
             inner: LocalStore::new(root),
             turns,
-            life: Mutex::new(Life {
+            life: Arc::new(Mutex::new(Life {
                 end,
                 ..Life::default()
-            }),
+            })),
+        })
+    }
+
+    /// The same process at another repository: its calls are counted together.
+    pub fn at(self: &Arc<Self>, root: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            root: root.to_owned(),
+            place: SECOND,
+            inner: LocalStore::new(root),
+            turns: self.turns.clone(),
+            life: Arc::clone(&self.life),
         })
     }
 
@@ -87,7 +104,8 @@ impl Process {
 
     fn change<T>(
         &self,
-        what: String,
+        verb: &str,
+        what: &str,
         half: impl FnOnce() -> io::Result<()>,
         act: impl FnOnce() -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
@@ -95,7 +113,7 @@ impl Process {
         let death = {
             let mut life = self.life();
             let number = life.calls.len();
-            life.calls.push(what);
+            life.calls.push(format!("{verb} {}{what}", self.place));
             life.end.filter(|(at, _)| *at == number).map(|(_, how)| how)
         };
         let Some(death) = death else {
@@ -150,19 +168,20 @@ impl Store for ProcessStore {
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
         let half = || self.0.leave_half(key, bytes);
         let act = || self.0.inner.put(key, bytes);
-        self.0.change(format!("put {key}"), half, act)
+        self.0.change("put", key, half, act)
     }
 
     fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
         let half = || self.0.leave_half(key, bytes);
         let act = || self.0.inner.replace(key, bytes);
-        self.0.change(format!("replace {key}"), half, act)
+        self.0.change("replace", key, half, act)
     }
 
     fn spool(&self) -> Result<Box<dyn Spool>, RepositoryError> {
         let process = &self.0;
         process.change(
-            "spool".to_owned(),
+            "spool",
+            "",
             || Ok(()),
             || {
                 let before = process.unfinished();
@@ -194,13 +213,12 @@ impl Store for ProcessStore {
 
     fn delete(&self, key: &str) -> Result<(), RepositoryError> {
         let act = || self.0.inner.delete(key);
-        self.0.change(format!("delete {key}"), || Ok(()), act)
+        self.0.change("delete", key, || Ok(()), act)
     }
 
     fn remove_abandoned(&self) -> Result<(), RepositoryError> {
         let act = || self.0.inner.remove_abandoned();
-        self.0
-            .change("remove abandoned files".to_owned(), || Ok(()), act)
+        self.0.change("remove", "abandoned files", || Ok(()), act)
     }
 
     fn now(&self) -> Result<Timestamp, RepositoryError> {
@@ -244,7 +262,7 @@ impl Write for ProcessSpool {
             })
         };
         self.process
-            .change(format!("write {} bytes", buf.len()), half, act)
+            .change("write", &format!("{} bytes", buf.len()), half, act)
             .map_err(io::Error::other)?;
         Ok(buf.len())
     }
@@ -265,9 +283,7 @@ impl Spool for ProcessSpool {
                 .expect("published once")
                 .publish(key)
         };
-        let result = self
-            .process
-            .change(format!("publish {key}"), || Ok(()), act);
+        let result = self.process.change("publish", key, || Ok(()), act);
         self.inner = inner.into_inner().unwrap();
         result
     }

@@ -2,13 +2,15 @@
 
 #[path = "../support/notes.rs"]
 mod notes;
+#[path = "second.rs"]
+mod second;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
@@ -77,6 +79,8 @@ pub struct World {
     /// A retention drop was tried.
     doomed: BTreeSet<String>,
     dropped: BTreeSet<String>,
+    /// In the second repository.
+    copied: BTreeSet<String>,
 }
 
 impl World {
@@ -90,12 +94,15 @@ impl World {
             committed: BTreeSet::new(),
             doomed: BTreeSet::new(),
             dropped: BTreeSet::new(),
+            copied: BTreeSet::new(),
         };
-        for dir in ["repo", "a", "b"] {
+        for dir in ["repo", "second", "a", "b", "c", "d"] {
             fs::create_dir(world.path(dir)).unwrap();
         }
         // The reserve for a full disk, so that no prune makes one of megabytes.
-        fs::write(world.path("repo/reserve"), "reserve").unwrap();
+        for repository in ["repo", "second"] {
+            fs::write(world.path(repository).join("reserve"), "reserve").unwrap();
+        }
         world
     }
 
@@ -111,6 +118,7 @@ impl World {
             committed: self.committed.clone(),
             doomed: self.doomed.clone(),
             dropped: self.dropped.clone(),
+            copied: self.copied.clone(),
         }
     }
 
@@ -171,18 +179,28 @@ impl World {
         }
     }
 
-    /// The store's clock goes forward.
+    /// The stores' clocks go forward.
     pub fn wait(&self, hours: u64) {
-        grow_older(&self.root(), Duration::from_hours(hours));
+        for root in [self.root(), self.second_root()] {
+            grow_older(&root, Duration::from_hours(hours));
+        }
     }
 
-    fn open(&self) -> Repository {
-        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.root()));
+    pub fn open(&self) -> Repository {
+        self.open_at(&self.root())
+    }
+
+    fn open_at(&self, root: &Path) -> Repository {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(root));
         Repository::open(store, &self.keys("a")).unwrap()
     }
 
     pub fn prune(&self) -> Report {
-        prune(&self.open(), &self.prune_options(false)).unwrap()
+        self.prune_at(&self.root())
+    }
+
+    fn prune_at(&self, root: &Path) -> Report {
+        prune(&self.open_at(root), &self.prune_options(false)).unwrap()
     }
 
     /// What a prune would do.
@@ -196,19 +214,23 @@ impl World {
 
     /// What dead runs left is gone after some prunes, and nothing else is.
     pub fn check_collected(&self) {
+        self.check_collected_at(&self.root());
+        self.check();
+    }
+
+    fn check_collected_at(&self, root: &Path) {
         self.wait(25);
         for _ in 0..4 {
-            self.prune();
+            self.prune_at(root);
             self.wait(49);
         }
+        let repository = self.open_at(root);
         // One that waits for nobody takes over what lock a dead one left.
-        let last = prune(&self.open(), &self.prune_options(true)).unwrap();
+        let last = prune(&repository, &self.prune_options(true)).unwrap();
         assert_eq!(
             last.stored, last.live,
             "garbage was not collected: {last:?}"
         );
-        self.check();
-        let repository = self.open();
         let store = repository.store();
         store.remove_abandoned().unwrap();
         for dir in ["leases", "locks", "trash"] {
@@ -221,30 +243,42 @@ impl World {
             let void = entry.size == 5;
             assert!(void || listed.contains(&id), "left over: {}", entry.key);
         }
-        assert_eq!(
-            unfinished(&self.root()),
-            0,
-            "unfinished files are left over"
-        );
+        assert_eq!(unfinished(root), 0, "unfinished files are left over");
     }
 
     /// Everything that must be there is, to the byte, and nothing else is listed.
     pub fn check(&self) {
-        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.root()));
+        for id in self.check_at(&self.root(), &self.committed, &self.doomed) {
+            assert!(
+                !self.dropped.contains(&id),
+                "{id} was dropped and is listed"
+            );
+        }
+    }
+
+    /// What is listed there, which reads as it was backed up.
+    fn check_at(
+        &self,
+        root: &Path,
+        committed: &BTreeSet<String>,
+        doomed: &BTreeSet<String>,
+    ) -> BTreeSet<String> {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(root));
         let repository = match Repository::open(store, &self.keys("a")) {
             // Killed while the repository was made.
-            Err(RepositoryError::NoRepository(_)) if self.committed.is_empty() => return,
+            Err(RepositoryError::NoRepository(_)) if committed.is_empty() => {
+                return BTreeSet::new();
+            }
             other => other.unwrap(),
         };
         let listed: BTreeSet<String> = repository.backups().unwrap().into_iter().collect();
-        for id in &self.committed {
+        for id in committed {
             assert!(
-                listed.contains(id) || self.doomed.contains(id),
+                listed.contains(id) || doomed.contains(id),
                 "{id} was committed and is not listed"
             );
         }
         for id in &listed {
-            assert!(!self.dropped.contains(id), "{id} was dropped and is listed");
             let expected = self.tried.get(id).expect("nobody made this backup");
             let found = content(&repository, id);
             assert!(found == *expected, "{id} reads as something else");
@@ -252,6 +286,7 @@ impl World {
         let report = verify(&repository, &Scope::Everything, Depth::Full, |_, _| {}).unwrap();
         assert!(report.is_good(), "{report:?}");
         assert_eq!(report.backups, listed.len() as u64);
+        listed
     }
 }
 
@@ -261,6 +296,8 @@ pub struct Run {
     pub id: String,
     pub host: &'static str,
     content: Content,
+    /// The same relation has the same header another time.
+    header_stays: bool,
 }
 
 impl std::fmt::Debug for Run {
@@ -288,10 +325,15 @@ impl Run {
             }
         }
         Self {
-            id: format!("20260101T{number:06}Z-{number:06x}"),
+            id: Self::id(number),
             host,
             content,
+            header_stays: false,
         }
+    }
+
+    fn id(number: usize) -> String {
+        format!("20260101T{number:06}Z-{number:06x}")
     }
 
     /// Little is left of the packs before it.
@@ -299,6 +341,27 @@ impl Run {
         let relation = self.content.get_mut("db/relation").unwrap();
         relation[..(PAGES - 3) * PAGE_BYTES]
             .copy_from_slice(&noise((PAGES - 3) * PAGE_BYTES, 50 + seed));
+        self
+    }
+
+    /// The same content under another name.
+    pub fn again(&self, number: usize, host: &'static str) -> Self {
+        Self {
+            id: Self::id(number),
+            host,
+            ..self.clone()
+        }
+    }
+
+    pub fn with_lasting_header(mut self) -> Self {
+        self.header_stays = true;
+        self
+    }
+
+    /// With a file that fills several frames.
+    pub fn with_large_file(mut self, seed: u64) -> Self {
+        let large = noise(600_000, seed);
+        self.content.insert("files/large".to_owned(), large);
         self
     }
 
@@ -323,6 +386,10 @@ impl Run {
                     "relation" => {
                         let path = state.join("relation");
                         fs::write(&path, bytes).unwrap();
+                        if self.header_stays {
+                            let file = fs::File::options().append(true).open(&path).unwrap();
+                            file.set_modified(UNIX_EPOCH).unwrap();
+                        }
                         archive
                             .file(entry, &path, PAGE, OnChange::Repaired)
                             .map_err(plain)?;
@@ -363,21 +430,23 @@ fn plain(err: impl std::error::Error) -> RepositoryError {
 
 /// Reads every archive of a backup to its end.
 pub fn content(repository: &Repository, id: &str) -> Content {
+    readable(repository, id).expect("it does not read to its end")
+}
+
+/// The same, where it can be read.
+pub fn readable(repository: &Repository, id: &str) -> Option<Content> {
     let manifest = repository.manifest(id).unwrap();
     let mut found = Content::new();
     for record in &manifest.archives {
         let mut stream = Vec::new();
-        repository
-            .archive(&manifest, record)
-            .unwrap()
-            .read_to_end(&mut stream)
-            .unwrap();
+        let mut archive = repository.archive(&manifest, record).ok()?;
+        archive.read_to_end(&mut stream).ok()?;
         for (name, body) in crate::members::members(&stream) {
             let twice = found.insert(format!("{}/{name}", record.name), body);
             assert!(twice.is_none());
         }
     }
-    found
+    Some(found)
 }
 
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {

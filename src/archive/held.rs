@@ -11,7 +11,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
+use xattr::FileExt as _;
+
+use super::walk::portable_xattrs;
+
+/// What one call lists of a directory.
+const LIST_BYTES: usize = 32 * 1024;
 
 /// A directory by its descriptor.
 #[derive(Debug)]
@@ -60,8 +66,12 @@ impl HeldDirectory {
 
     /// The names in it, in no order, without `.` and `..`.
     pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        // The descriptor itself is read, which may have been read before.
+        rustix::fs::seek(&self.0, SeekFrom::Start(0))?;
+        let mut buffer = Vec::with_capacity(LIST_BYTES);
+        let mut entries = RawDir::new(&self.0, buffer.spare_capacity_mut());
         let mut names = Vec::new();
-        for entry in Dir::read_from(&self.0)? {
+        while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
@@ -69,6 +79,11 @@ impl HeldDirectory {
             }
         }
         Ok(names)
+    }
+
+    /// Its own extended attributes, as [`super::walk::xattrs`] tells those of a path.
+    pub fn xattrs(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
+        portable_xattrs(self.0.list_xattr(), |name| self.0.get_xattr(name))
     }
 
     /// The file system's type: `f_type` of fstatfs(2).

@@ -89,6 +89,7 @@ pub struct Entry {
     /// For people: below the root, as long as nothing was moved.
     pub shown: PathBuf,
     pub kind: EntryKind,
+    /// A file's extended attributes are left to whoever reads it: one that is unchanged need not be asked.
     pub meta: EntryMeta,
     /// From `lstat`.
     pub stat: Metadata,
@@ -226,8 +227,10 @@ impl Walk<'_> {
         let path = parent.dir.child(child);
         let stat = std::fs::symlink_metadata(&path)?;
         let kind = stat.file_type();
+        let mut meta = EntryMeta::of(&stat);
         let kind = if kind.is_dir() {
             let dir = open(&parent.dir, child, &stat)?;
+            meta.xattrs = dir.xattrs()?;
             let pseudo = stat.dev() != parent.device && is_pseudo(&dir)?;
             let children = if pseudo { Vec::new() } else { list(&dir)? };
             self.counts.directories += 1;
@@ -240,12 +243,14 @@ impl Walk<'_> {
             });
             EntryKind::Directory
         } else if kind.is_symlink() {
+            meta.xattrs = xattrs_if_there(&path)?;
             EntryKind::Symlink {
                 target: std::fs::read_link(&path).map_err(moved_or_failed)?,
             }
         } else if kind.is_file() {
             self.counts.files += 1;
             if let Some(existing) = self.earlier_link(name, &stat) {
+                meta.xattrs = xattrs_if_there(&path)?;
                 EntryKind::HardLink { existing }
             } else {
                 self.counts.bytes += stat.len();
@@ -254,13 +259,6 @@ impl Walk<'_> {
         } else {
             self.counts.skipped_special += 1;
             return Ok(None);
-        };
-        let mut meta = EntryMeta::of(&stat);
-        // Vanished since, or of another kind now: what is read of it later decides.
-        meta.xattrs = match xattrs(&path) {
-            Ok(xattrs) => xattrs,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(Listing::Failed(e)),
         };
         Ok(Some(Entry {
             name: name.to_vec(),
@@ -323,7 +321,15 @@ pub fn meta_of(path: &Path) -> Result<EntryMeta, ArchiveError> {
 /// Those the kernel makes up anew where the file lands (`security.selinux`, `system.nfs4_acl`…) are left
 /// out; POSIX ACLs, capabilities and `user.*` are kept. None where the file system has none.
 pub fn xattrs(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let names = match xattr::list(path) {
+    portable_xattrs(xattr::list(path), |name| xattr::get(path, name))
+}
+
+/// The extended attributes of a listing whose values `get` tells.
+pub(super) fn portable_xattrs(
+    listed: io::Result<xattr::XAttrs>,
+    get: impl Fn(&OsStr) -> io::Result<Option<Vec<u8>>>,
+) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let names = match listed {
         Ok(names) => names,
         Err(e) if lacks_xattrs(&e) => return Ok(Vec::new()),
         Err(e) => return Err(e),
@@ -336,7 +342,7 @@ pub fn xattrs(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
         if !is_portable(text) {
             continue;
         }
-        match xattr::get(path, &name) {
+        match get(&name) {
             Ok(Some(value)) => found.push((text.to_owned(), value)),
             // Removed between the listing and here.
             Ok(None) => {}
@@ -346,6 +352,14 @@ pub fn xattrs(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Of what may have vanished since, or be of another kind now: what is read of it later decides.
+fn xattrs_if_there(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
+    match xattrs(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 fn is_portable(xattr: &str) -> bool {

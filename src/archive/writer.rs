@@ -106,7 +106,7 @@ impl ArchiveWriter {
         cut: Cut,
         on_change: OnChange,
     ) -> Result<FileOutcome, ArchiveError> {
-        self.file_by_bytes(name.as_bytes(), path, cut, on_change, None)
+        self.file_by_bytes(name.as_bytes(), path, cut, on_change, None, None)
     }
 
     /// Like [`Self::file`] for a file that must hash to `sha256` when it is read.
@@ -123,6 +123,7 @@ impl ArchiveWriter {
             cut,
             OnChange::ReadAgain,
             Some(sha256),
+            None,
         )
     }
 
@@ -183,8 +184,9 @@ impl ArchiveWriter {
                     let cut = rules
                         .page_bytes(&entry.name)
                         .map_or(Cut::Content, Cut::Pages);
+                    let (again, seen) = (OnChange::ReadAgain, Some(&entry.stat));
                     let outcome = self
-                        .file_by_bytes(&name, &entry.path, cut, OnChange::ReadAgain, None)
+                        .file_by_bytes(&name, &entry.path, cut, again, None, seen)
                         .map_err(|e| e.shown_as(&entry.shown))?;
                     // A later link must not point to an entry that was never written.
                     if outcome == FileOutcome::Vanished && entry.stat.nlink() > 1 {
@@ -234,6 +236,7 @@ impl ArchiveWriter {
         Ok(())
     }
 
+    /// `seen` is what `lstat` told a moment ago, where somebody looked already.
     pub(super) fn file_by_bytes(
         &mut self,
         name: &[u8],
@@ -241,13 +244,18 @@ impl ArchiveWriter {
         cut: Cut,
         on_change: OnChange,
         digest: Option<&[u8; 32]>,
+        seen: Option<&std::fs::Metadata>,
     ) -> Result<FileOutcome, ArchiveError> {
         check_name(name)?;
         let failed = |source| ArchiveError::Read {
             path: path.to_owned(),
             source,
         };
-        let meta = match std::fs::symlink_metadata(path) {
+        let looked = || {
+            seen.cloned()
+                .map_or_else(|| std::fs::symlink_metadata(path), Ok)
+        };
+        let meta = match looked() {
             Ok(meta) => meta,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(FileOutcome::Vanished),
             Err(e) => return Err(failed(e)),

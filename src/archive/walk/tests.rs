@@ -141,8 +141,24 @@ fn meta_holds_mode_owner_nanoseconds_and_extended_attributes() {
         ("user.a".to_owned(), Vec::new()),
         ("user.b".to_owned(), b"two\0".to_vec()),
     ];
+    let whole = meta_of(&file).unwrap();
+    assert_eq!(whole.xattrs, expected);
+    // A file's are for whoever reads it; what has no body has them here.
+    assert_eq!(
+        entry.meta,
+        EntryMeta {
+            xattrs: Vec::new(),
+            ..whole
+        }
+    );
+    fs::remove_file(&file).unwrap();
+    let inner = dir.path().join("d");
+    fs::create_dir(&inner).unwrap();
+    xattr::set(&inner, "user.b", b"two\0").unwrap();
+    xattr::set(&inner, "user.a", b"").unwrap();
+    let entry = walk(dir.path(), &rules).next().unwrap().unwrap();
+    assert_eq!(entry.meta, meta_of(&inner).unwrap());
     assert_eq!(entry.meta.xattrs, expected);
-    assert_eq!(meta_of(&file).unwrap(), entry.meta);
 }
 
 #[test]
@@ -273,13 +289,16 @@ fn open_links_stay_bounded() {
 fn errors_name_entries_as_people_know_them() {
     let dir = tempfile::tempdir_in(".").unwrap();
     let file = dir.path().join("sub/f");
-    fs::create_dir(dir.path().join("sub")).unwrap();
-    fs::write(&file, "x").unwrap();
-    xattr::set(&file, OsStr::from_bytes(b"user.\xff"), b"").unwrap();
+    let inner = dir.path().join("sub/inner");
+    fs::create_dir_all(&inner).unwrap();
+    xattr::set(&inner, OsStr::from_bytes(b"user.\xff"), b"").unwrap();
     let rules = Rules::default();
     let error = walk(dir.path(), &rules).find_map(Result::err).unwrap();
     let text = error.to_string();
-    assert!(text.contains("sub/f") && !text.contains("/proc/"), "{text}");
+    assert!(
+        text.contains("sub/inner") && !text.contains("/proc/"),
+        "{text}"
+    );
 
     let opened = ArchiveError::KeepsChanging("/proc/self/fd/3/f".into());
     let text = opened.shown_as(&file).to_string();

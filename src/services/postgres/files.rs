@@ -19,7 +19,7 @@ use super::facts::{Copied, Facts, Owner};
 use super::server::SUPPORTED;
 use super::wal::{self, Expected, Lsn, SegmentError, SegmentSize};
 use super::{label, restore, rules};
-use crate::archive::walk::{Entry, EntryKind, Rules, TreeCounts, walk};
+use crate::archive::walk::{Entry, EntryKind, Rules, TreeCounts, meta_of, walk};
 use crate::archive::{ArchiveWriter, Cut, EntryMeta, OnChange};
 use crate::services::support::{archive_failed, io_failed, regular};
 use crate::services::volume::{tree_bytes, tree_counts};
@@ -203,7 +203,7 @@ impl PostgresFiles {
                 )));
             };
             if name == "global/pg_control" {
-                control_meta = entry.meta;
+                control_meta = meta_of(&entry.path).map_err(|e| archive_failed(&self.name, e))?;
             } else if !rules::dropped_of_copy(name) {
                 self.store_entry(archive, name, &entry, found.control.block_bytes)?;
             }

@@ -5,7 +5,7 @@
 mod repo;
 
 use lifeboat::archive::cache::Cache;
-use lifeboat::archive::{ArchiveWriter, Cut, FileOutcome, OnChange};
+use lifeboat::archive::{ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange};
 use lifeboat::repository::index::current_parts;
 use lifeboat::repository::lease::usable_packs;
 use repo::{Place, noise, only_body, read};
@@ -96,4 +96,19 @@ fn what_a_run_put_into_the_index_it_does_not_read_again() {
         "{} bytes stored",
         again.stored_bytes
     );
+}
+
+#[test]
+fn packs_of_tiny_files_are_closed_before_their_tables_grow() {
+    let place = Place::plain();
+    let manifest = place.backup(|archive| {
+        for number in 0..70_000 {
+            archive
+                .bytes(&format!("f{number}"), &EntryMeta::default(), b"")
+                .unwrap();
+        }
+    });
+    assert_eq!(place.packs().len(), 2);
+    let stream = read(&place.repository(), &manifest).unwrap();
+    assert_eq!(stream.len(), 70_000 * 512 + 1024);
 }

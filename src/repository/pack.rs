@@ -24,6 +24,8 @@ pub const PACK_BYTES: u64 = 16 * 1024 * 1024;
 pub const MODEL_PACK_BYTES: u64 = 64 * 1024 * 1024;
 /// Decoded bytes a pack is closed at however well they compress: keeps offsets and tables bounded.
 pub const PACK_RAW_LIMIT: u64 = 512 * 1024 * 1024;
+/// Blocks a pack is closed at however small they are: its table is in memory until then.
+pub const PACK_BLOCKS: usize = 64 * 1024;
 
 const TABLE_MAGIC: u32 = 0x184D_2A50;
 const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;

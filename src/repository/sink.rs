@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
 use super::manifest::ArchiveRecord;
-use super::pack::{MODEL_PACK_BYTES, PACK_BYTES, PACK_RAW_LIMIT};
+use super::pack::{MODEL_PACK_BYTES, PACK_BLOCKS, PACK_BYTES, PACK_RAW_LIMIT};
 use super::pipeline::Pipeline;
 use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
 use super::session::Session;
@@ -34,6 +34,7 @@ pub struct Sink {
     pack_limit: u64,
     pack: Option<PackRef>,
     pack_raw: u64,
+    pack_blocks: usize,
     table: BlockTable,
     stored_bytes: u64,
     ranges: RangeList<PackRef>,
@@ -97,6 +98,7 @@ impl Sink {
             pack_limit: PACK_BYTES,
             pack: None,
             pack_raw: 0,
+            pack_blocks: 0,
             table: BlockTable::default(),
             stored_bytes: 0,
             ranges: RangeList::default(),
@@ -319,6 +321,7 @@ impl Sink {
         };
         self.frame.extend_from_slice(bytes);
         self.pack_raw += bytes.len() as u64;
+        self.pack_blocks += 1;
         Ok(range)
     }
 
@@ -328,7 +331,10 @@ impl Sink {
             return Ok(());
         }
         self.hand_over_frame()?;
-        if self.pipeline.written() >= self.pack_limit || self.pack_raw >= PACK_RAW_LIMIT {
+        if self.pipeline.written() >= self.pack_limit
+            || self.pack_raw >= PACK_RAW_LIMIT
+            || self.pack_blocks >= PACK_BLOCKS
+        {
             self.close_pack()?;
         }
         Ok(())
@@ -348,6 +354,7 @@ impl Sink {
             self.pipeline.close(pack, std::mem::take(&mut self.table))?;
         }
         self.pack_raw = 0;
+        self.pack_blocks = 0;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Reads an archive's tar stream back out of the packs.
 
 mod ahead;
+mod kept;
 mod packs;
 
 use std::io::{self, Read};

@@ -8,14 +8,14 @@
 //! What cannot be found or decoded this way, the reader fetches itself at its turn: it looks where a damaged
 //! pack moved, and it alone says what is wrong. A thread that ends early shows as bytes that are missing.
 
-use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-use super::packs::{Finder, KEPT_FRAMES, Packs, piece, reaches};
+use super::kept::Kept;
+use super::packs::{Finder, KEPT_FRAMES_BYTES, Packs, piece};
 use crate::repository::frame::Decoder;
 use crate::repository::pack::StoredFrame;
 use crate::repository::ranges::Range;
@@ -163,14 +163,6 @@ impl Piece {
     }
 }
 
-/// A frame that was handed to a decoder.
-struct Recent {
-    pack: PackName,
-    start: u64,
-    raw_len: u64,
-    slot: Slot,
-}
-
 /// Finds the frames of the ranges in order. Ends when nobody takes the pieces any more.
 fn find(
     mut finder: Finder,
@@ -178,7 +170,7 @@ fn find(
     jobs: &SyncSender<Job>,
     out: &SyncSender<Piece>,
 ) {
-    let mut recent: VecDeque<Recent> = VecDeque::new();
+    let mut recent = Kept::new(KEPT_FRAMES_BYTES);
     for mut range in ranges {
         while range.length > 0 {
             let Some(frame) = locate(&mut finder, range, &mut recent, jobs) else {
@@ -207,36 +199,21 @@ fn find(
 fn locate(
     finder: &mut Finder,
     range: Range<PackName>,
-    recent: &mut VecDeque<Recent>,
+    recent: &mut Kept<Slot>,
     jobs: &SyncSender<Job>,
 ) -> Option<(Slot, u64, Range<PackName>)> {
     let mut place = finder.place(range).ok()?;
-    let holds = |r: &Recent, at: Range<PackName>| {
-        r.pack == at.pack && reaches(r.start, r.raw_len, at.offset)
-    };
-    if !recent.iter().any(|r| holds(r, place)) {
+    if recent.get(place.pack, place.offset).is_none() {
         let (frame, now) = finder.stored(range).ok()?;
         place = now;
-        if recent.len() >= KEPT_FRAMES {
-            recent.pop_front();
-        }
+        let (at, length) = ((frame.pack, frame.start), frame.raw_len());
         let slot = Slot::default();
-        recent.push_back(Recent {
-            pack: frame.pack,
-            start: frame.start,
-            raw_len: frame.raw_len(),
-            slot: Arc::clone(&slot),
-        });
+        recent.insert(at, length, length, Arc::clone(&slot));
         jobs.send(Job { frame, slot }).ok()?;
     }
-    let found = recent.iter().find(|r| holds(r, place))?;
-    let end = found.start + found.raw_len;
-    let length = place.length.min(end - place.offset);
-    Some((
-        Arc::clone(&found.slot),
-        found.start,
-        Range { length, ..place },
-    ))
+    let (start, raw_len, slot) = recent.get(place.pack, place.offset)?;
+    let length = place.length.min(start + raw_len - place.offset);
+    Some((Arc::clone(slot), start, Range { length, ..place }))
 }
 
 fn decode(mut zstd: Decoder, queue: &Mutex<Receiver<Job>>) {

@@ -1,9 +1,10 @@
 //! Packs by name: opened once, proven genuine, and followed where their pieces moved.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
+use super::kept::Kept;
 use crate::repository::frame::Decoder;
 use crate::repository::moved::{MOVES_LIMIT, Moved};
 use crate::repository::moves::MoveList;
@@ -12,9 +13,12 @@ use crate::repository::ranges::Range;
 use crate::repository::vault::Vault;
 use crate::repository::{PackName, RepositoryError};
 
-/// Packs kept open, and decoded frames kept: a file's ranges go back and forth between few of them.
-const OPEN_PACKS: usize = 32;
-pub(super) const KEPT_FRAMES: usize = 16;
+/// Packs kept open: more than the nights that most files are made of.
+const OPEN_PACKS: u64 = 256;
+/// Decoded frames kept, in bytes: one frame of each open pack, and some.
+pub(super) const KEPT_FRAMES_BYTES: u64 = 48 * 1024 * 1024;
+/// A whole pack as one part of itself.
+const WHOLE: u64 = u64::MAX;
 
 /// Finds frames: in open packs, most recently used last, and where moved pieces are now.
 ///
@@ -22,7 +26,7 @@ pub(super) const KEPT_FRAMES: usize = 16;
 /// up or an error, never anything else. A pack that is gone or damaged is looked for where it moved to.
 pub(super) struct Finder {
     vault: Arc<Vault>,
-    open: VecDeque<(PackName, PackReader)>,
+    open: Kept<PackReader>,
     genuine: HashSet<PackName>,
     moves: MoveList,
     moved: HashMap<PackName, Moved>,
@@ -32,7 +36,7 @@ impl Finder {
     pub fn new(vault: Arc<Vault>) -> Self {
         Self {
             vault,
-            open: VecDeque::new(),
+            open: Kept::new(OPEN_PACKS),
             genuine: HashSet::new(),
             moves: MoveList::default(),
             moved: HashMap::new(),
@@ -100,17 +104,13 @@ impl Finder {
 
     fn read(&mut self, range: Range<PackName>) -> Result<StoredFrame, RepositoryError> {
         let pack = range.pack;
-        let at = self.open.iter().position(|(name, _)| *name == pack);
-        let mut reader = match at.and_then(|at| self.open.remove(at)) {
-            Some((_, reader)) => reader,
-            None => PackReader::open(&self.vault, pack, !self.genuine.contains(&pack))?,
-        };
+        if let Some((_, _, reader)) = self.open.get(pack, range.offset) {
+            return reader.stored_frame(range.offset);
+        }
+        let mut reader = PackReader::open(&self.vault, pack, !self.genuine.contains(&pack))?;
         self.genuine.insert(pack);
         let frame = reader.stored_frame(range.offset)?;
-        if self.open.len() >= OPEN_PACKS {
-            self.open.pop_front();
-        }
-        self.open.push_back((pack, reader));
+        self.open.insert((pack, 0), WHOLE, 1, reader);
         Ok(frame)
     }
 }
@@ -119,24 +119,9 @@ impl Finder {
 pub(in crate::repository) struct Packs {
     finder: Finder,
     decoder: Decoder,
-    frames: VecDeque<KeptFrame>,
-}
-
-struct KeptFrame {
-    pack: PackName,
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl KeptFrame {
-    fn holds(&self, place: Range<PackName>) -> bool {
-        self.pack == place.pack && reaches(self.start, self.bytes.len() as u64, place.offset)
-    }
-}
-
-/// Whether an offset lies among `length` bytes from `start`.
-pub(super) fn reaches(start: u64, length: u64, offset: u64) -> bool {
-    offset >= start && offset - start < length
+    frames: Kept<Vec<u8>>,
+    /// A frame's buffer that can be used again.
+    spare: Vec<u8>,
 }
 
 /// The front of `place`, as far as a frame reaches whose bytes begin at `start`.
@@ -154,7 +139,8 @@ impl Packs {
         Ok(Self {
             finder: Finder::new(vault),
             decoder: Decoder::new()?,
-            frames: VecDeque::new(),
+            frames: Kept::new(KEPT_FRAMES_BYTES),
+            spare: Vec::new(),
         })
     }
 
@@ -190,9 +176,9 @@ impl Packs {
         out: &mut [u8],
     ) -> Result<usize, RepositoryError> {
         let place = self.load(range)?;
-        let frame = self.frames.iter().find(|f| f.holds(place));
+        let frame = self.frames.get(place.pack, place.offset);
         let piece = frame
-            .map(|f| piece(&f.bytes, f.start, place))
+            .map(|(start, _, bytes)| piece(bytes, start, place))
             .unwrap_or_default();
         let count = piece.len().min(out.len());
         if count == 0 {
@@ -211,31 +197,25 @@ impl Packs {
     fn load(&mut self, range: Range<PackName>) -> Result<Range<PackName>, RepositoryError> {
         for _ in 0..MOVES_LIMIT {
             let place = self.finder.place(range)?;
-            if self.frames.iter().any(|f| f.holds(place)) {
+            if self.frames.get(place.pack, place.offset).is_some() {
                 return Ok(place);
             }
             let (frame, place) = self.finder.stored(range)?;
-            let mut bytes = self.spare();
+            let mut bytes = std::mem::take(&mut self.spare);
             match frame.decode(&mut self.decoder, &mut bytes) {
                 Ok(()) => {
-                    let (pack, start) = (frame.pack, frame.start);
-                    self.frames.push_back(KeptFrame { pack, start, bytes });
+                    let length = bytes.len() as u64;
+                    let at = (frame.pack, frame.start);
+                    self.spare = self
+                        .frames
+                        .insert(at, length, length, bytes)
+                        .unwrap_or_default();
                     return Ok(place);
                 }
                 Err(fault) => self.finder.look_elsewhere(place.pack, fault)?,
             }
         }
         Err(in_a_circle(range.pack))
-    }
-
-    /// A buffer: the oldest frame's, when enough are kept.
-    fn spare(&mut self) -> Vec<u8> {
-        let oldest = if self.frames.len() >= KEPT_FRAMES {
-            self.frames.pop_front()
-        } else {
-            None
-        };
-        oldest.map(|frame| frame.bytes).unwrap_or_default()
     }
 }
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .measure import MB
+from .measure import MB, family_cpu
 
 SEED = 20261101
 ROWS_PER_SCALE = 100_000  # of pgbench_accounts
@@ -19,20 +19,17 @@ SETTLE_SECONDS = 3  # files younger than two seconds are trusted by no tool that
 
 
 class Cluster:
-    """A PostgreSQL server on a socket of its own, run as `postgres` when we are root."""
+    """A PostgreSQL server on a socket of its own, run as `postgres` when we are root; `settings` override ours."""
 
-    def __init__(self, data, socket):
+    def __init__(self, data, socket, settings=""):
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
         if not found:
             sys.exit("bench: no PostgreSQL below /usr/lib/postgresql; scripts/setup installs it")
-        self.bin, self.data, self.socket = found[-1], data, socket
+        self.bin, self.data, self.socket, self.settings = found[-1], data, socket, settings
 
     def __enter__(self):
         for directory in (self.data, self.socket):
-            directory.mkdir(mode=0o700)
-            if os.getuid() == 0:
-                user = pwd.getpwnam("postgres")
-                os.chown(directory, user.pw_uid, user.pw_gid)
+            make_for_server(directory)
         self.call("initdb", "--pgdata", self.data, "--username", "postgres", "--auth", "trust", "--no-sync")
         with open(self.data / "postgresql.conf", "a") as conf:
             conf.write(
@@ -40,7 +37,7 @@ class Cluster:
                 # Idle means idle; and no spare WAL, which the peers would copy and Lifeboat leaves out.
                 "autovacuum = off\ncheckpoint_timeout = 1d\nwal_recycle = off\nmin_wal_size = 32MB\n"
                 # Only for making the data: it is all in files after a checkpoint.
-                "fsync = off\n"
+                "fsync = off\n" + self.settings
             )
         self.call("pg_ctl", "start", "--wait", "--pgdata", self.data, "--log", self.socket / "log")
         return self
@@ -61,6 +58,10 @@ class Cluster:
         self.sql("SELECT pg_switch_wal()", "CHECKPOINT")
         time.sleep(SETTLE_SECONDS)
 
+    def cpu_seconds(self):
+        """What all of the server's processes have used so far, and the commands that it ran."""
+        return family_cpu(int((self.data / "postmaster.pid").read_text().split()[0]))
+
     def run(self, client, *words):
         self.call(client, "--host", self.socket, "--username", "postgres", *words)
 
@@ -73,6 +74,14 @@ class Cluster:
             if subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
                 log.seek(0)
                 sys.exit(f"bench: {program} failed:\n{log.read()[-2000:]}")
+
+
+def make_for_server(directory):
+    """A directory that the server's user owns."""
+    directory.mkdir(mode=0o700)
+    if os.getuid() == 0:
+        user = pwd.getpwnam("postgres")
+        os.chown(directory, user.pw_uid, user.pw_gid)
 
 
 def make_n8n(home, count):

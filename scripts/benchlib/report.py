@@ -33,9 +33,9 @@ class Targets:
         return {"targets": self.checked, "missed": self.missed()}
 
 
-def table(heads, rows):
-    """A Markdown table; the first column is text, the others are figures."""
-    lines = [heads, ["---"] + ["--:"] * (len(heads) - 1), *rows]
+def table(heads, rows, texts=1):
+    """A Markdown table; the first columns are text, the others are figures."""
+    lines = [heads, ["---"] * texts + ["--:"] * (len(heads) - texts), *rows]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 

@@ -118,23 +118,28 @@ def borg(work):
 
 
 def newest_restic():
-    """The newest restic among apt's sources, unpacked once into the user's cache, or the one on the PATH.
+    return newest("restic")
 
-    Debian's stable releases lag years behind; `scripts/setup` adds the next one's source where it needs it.
+
+def newest(name):
+    """A program from apt's newest package of its name, unpacked once into the user's cache, or the one on the PATH.
+
+    Debian's stable releases lag years behind; `scripts/setup` adds the next one's source where it needs it. The
+    unpacked program runs with this machine's libraries: of the programs here none asks for newer ones.
     """
-    listed = subprocess.run(["apt-cache", "madison", "restic"], capture_output=True, text=True)
+    listed = subprocess.run(["apt-cache", "madison", name], capture_output=True, text=True)
     versions = [line.split("|")[1].strip() for line in listed.stdout.splitlines() if line.count("|") == 2]
-    told = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "restic"], capture_output=True, text=True).stdout
+    told = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", name], capture_output=True, text=True).stdout
     if not versions or versions[0] == told:
-        return shutil.which("restic") or sys.exit("bench: there is no restic; scripts/setup installs it")
+        return shutil.which(name) or sys.exit(f"bench: there is no {name}; scripts/setup installs it")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lifeboat-bench"
-    home = cache / f"restic-{versions[0]}"
-    program = home / "usr/bin/restic"
+    home = cache / f"{name}-{versions[0]}"
+    program = home / "usr/bin" / name
     if not program.exists():
-        say(f"fetching restic {versions[0]} into {home}")
+        say(f"fetching {name} {versions[0]} into {home}")
         cache.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", f"restic={versions[0]}"], cwd=cache, check=True)
-        package = next(cache.glob("restic_*.deb"))
+        subprocess.run(["apt-get", "download", "-qq", f"{name}={versions[0]}"], cwd=cache, check=True)
+        package = next(cache.glob(f"{name}_*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, home], check=True)
         package.unlink()
     return program
@@ -164,10 +169,10 @@ def build(*target):
 
 
 def versions(binary, programs, cluster=None):
-    """What was measured. `programs` are names on the PATH, and restic's path."""
+    """What was measured. `programs` are names on the PATH, and paths."""
     commands = {Path(program).name: [program, "--version"] for program in programs}
-    if "restic" in commands:
-        commands["restic"][1] = "version"
+    for name in commands.keys() & {"restic", "pgbackrest"}:
+        commands[name][1] = "version"
     if cluster:
         commands["PostgreSQL"] = [cluster.bin / "postgres", "--version"]
     commands["Lifeboat"] = [binary, "--version"]

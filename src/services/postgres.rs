@@ -16,6 +16,7 @@ mod files;
 pub mod label;
 mod locate;
 
+pub mod records;
 mod recovery;
 pub mod restore;
 pub mod rules;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    backup, copy, doctor, export, forget, import, key, list, prune, repair, restore, run, show,
-    status, verify,
+    backup, copy, doctor, export, forget, import, key, list, mark, pitr, prune, repair, restore,
+    run, show, status, verify,
 };
 
 /// Backs up a compose stack of n8n, PostgreSQL, Ollama and Qdrant while it runs, and gets it back.
@@ -36,6 +36,10 @@ pub enum Command {
     Show(show::Args),
     /// Restores the stack, or a part of it, from a backup.
     Restore(restore::Args),
+    /// Gives this moment of PostgreSQL a name that a restore can go back to.
+    Mark(mark::Args),
+    /// Shows which moments of PostgreSQL can be restored, and looks after its WAL.
+    Pitr(pitr::Args),
     /// Takes in a backup that was made with tar or cp.
     Import(import::Args),
     /// Drops backups by hand.
@@ -63,7 +67,7 @@ pub enum Command {
 /// Names under which the program is a command itself: links in the image.
 const MULTI_CALL: &[&str] = &[
     "run", "backup", "list", "show", "restore", "import", "forget", "export", "verify", "prune",
-    "repair", "copy", "key", "doctor", "status",
+    "repair", "copy", "key", "doctor", "status", "mark", "pitr",
 ];
 
 impl Cli {

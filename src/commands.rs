@@ -8,6 +8,8 @@ pub mod forget;
 pub mod import;
 pub mod key;
 pub mod list;
+pub mod mark;
+pub mod pitr;
 pub mod prune;
 pub mod repair;
 pub mod restore;
@@ -18,6 +20,7 @@ pub mod verify;
 
 mod adapters;
 mod destination;
+mod moment;
 mod output;
 mod parts;
 mod question;
@@ -36,6 +39,7 @@ use crate::repository::store;
 use crate::repository::{Repository, RepositoryError};
 
 /// What every command gets.
+#[derive(Clone)]
 pub struct Context {
     pub config: Config,
     pub json: bool,

@@ -53,6 +53,7 @@ pub struct Config {
     pub log_json: bool,
 
     pub postgres: PostgresConfig,
+    pub pitr: PitrConfig,
     pub qdrant: QdrantConfig,
     pub ollama: OllamaConfig,
     pub n8n: N8nConfig,
@@ -134,6 +135,16 @@ pub struct PostgresConfig {
     pub password: Option<Secret>,
     /// The data directory as the sidecar sees it, when it cannot be found through mounts.
     pub data: Option<PathBuf>,
+}
+
+/// Point-in-time recovery of PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct PitrConfig {
+    pub on: bool,
+    pub interval: Duration,
+    pub keep_days: u32,
+    /// What the slot may make the server keep.
+    pub max_wal_bytes: u64,
 }
 
 #[derive(Debug, Clone, Default)]

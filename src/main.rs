@@ -53,6 +53,8 @@ fn main() -> ExitCode {
             Command::List(args) => commands::list::run(&context, &args),
             Command::Show(args) => commands::show::run(&context, &args),
             Command::Restore(args) => commands::restore::run(&context, &args).await,
+            Command::Mark(args) => commands::mark::run(&context, &args).await,
+            Command::Pitr(args) => commands::pitr::run(&context, &args).await,
             Command::Import(args) => commands::import::run(&context, &args).await,
             Command::Forget(args) => commands::forget::run(&context, &args).await,
             Command::Export(args) => commands::export::run(&context, &args).await,

@@ -23,6 +23,7 @@
 //! moved/<run>/                             where the pieces of packs went that a run rewrote ([`moves`])
 //! damaged/<sha256>                         a pack that verify found damaged: nothing new refers to it
 //! leases/<run>  trash/<prune>  locks/gc    who counts on what is there, and what goes ([`lease`])
+//! wal/<system>/                            write-ahead log, for recovery to any moment ([`wal`])
 //! clock  reserve                           S3: its time tells the bucket's; a disk: room for a prune when full
 //! ```
 //! Files end with `.age` where the repository is encrypted. What a reader believes carries a seal
@@ -63,6 +64,7 @@ pub mod table;
 pub mod uses;
 pub mod vault;
 pub mod verify;
+pub mod wal;
 
 use std::fmt;
 use std::path::Path;

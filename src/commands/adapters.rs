@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::repository::manifest::ArchiveRecord;
 use crate::restore::Restore;
+use crate::services::postgres::pitr::Replay;
 use crate::services::{
     Service, ServiceError, ServiceKind, n8n, ollama, postgres, project, qdrant, volume,
 };
@@ -25,9 +26,13 @@ pub fn restore(
     config: &Config,
     found: &StackService,
     record: &ArchiveRecord,
+    replay: Option<&Replay>,
 ) -> Result<Box<dyn Restore>, ServiceError> {
     Ok(match found.kind {
-        ServiceKind::Postgres => Box::new(postgres::PostgresRestore::new(config, found)?),
+        ServiceKind::Postgres => {
+            let adapter = postgres::PostgresRestore::new(config, found)?;
+            Box::new(adapter.with_replay(replay.cloned()))
+        }
         ServiceKind::Qdrant if qdrant::is_storage(&record.report) => {
             Box::new(qdrant::QdrantStorageRestore::new(config, found)?)
         }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::parts::{self, Part};
+use super::pitr::retire::retire;
 use super::record::Record;
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, destination, output, prune};
@@ -99,6 +100,13 @@ async fn backup_and_retain(
 fn housekeep(context: &Context, repository: &Repository) -> Option<Report> {
     if !context.config.prune {
         return None;
+    }
+    match retire(context, repository, false) {
+        Ok(retired) if retired.stretches > 0 => {
+            tracing::info!("dropped {} of old WAL", output::bytes(retired.bytes));
+        }
+        Ok(_) => {}
+        Err(err) => tracing::error!("the backup is complete, but old WAL was not dropped: {err}"),
     }
     match prune::prune(context, repository, &prune::Args::default()) {
         Ok(report) => {

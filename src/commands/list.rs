@@ -1,11 +1,12 @@
 //! `list`: the backups, newest last.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Context, Failure, output};
+use super::{Context, Failure, output, pitr};
 use crate::repository::manifest::Imported;
 
 /// Lists the backups, newest last.
@@ -28,7 +29,7 @@ struct Row {
 }
 
 pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
-    let repository = context.repository().map_err(anyhow::Error::new)?;
+    let repository = Arc::new(context.repository().map_err(anyhow::Error::new)?);
     let mut rows = Vec::new();
     let mut unreadable = Vec::new();
     for id in repository.backups().map_err(anyhow::Error::new)? {
@@ -57,8 +58,15 @@ pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             Err(err) => unreadable.push(err.to_string()),
         }
     }
+    // What lies between the backups is no row: `pitr --json` has it.
+    let moments = if context.json {
+        String::new()
+    } else {
+        let services = pitr::services(context, &repository)?;
+        pitr::text(&services, &context.config.schedule.time_zone)
+    };
     output::print(context.json, &rows, |rows| {
-        text(rows, &context.config.schedule.time_zone)
+        text(rows, &context.config.schedule.time_zone) + &moments
     })?;
     if unreadable.is_empty() {
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::pitr::retire::retire;
 use super::{Context, Failure, output};
 use crate::repository::Repository;
 use crate::repository::prune::{self, Amount, Options, Report};
@@ -22,7 +23,20 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let repository = context.repository().map_err(anyhow::Error::new)?;
-    let report = prune(context, &repository, args).map_err(anyhow::Error::new)?;
+    let mut report = prune(context, &repository, args).map_err(anyhow::Error::new)?;
+    let retired = retire(context, &repository, args.dry_run)?;
+    if retired.stretches > 0 {
+        report.notes.push(format!(
+            "{} of WAL that no moment of the last {} days needs {}",
+            output::bytes(retired.bytes),
+            context.config.pitr.keep_days,
+            if args.dry_run {
+                "would be dropped"
+            } else {
+                "dropped"
+            }
+        ));
+    }
     Ok(output::print(context.json, &report, text)?)
 }
 

@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::moment::{self, Moment};
 use super::record::{Record, Run};
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, output, question};
@@ -27,8 +28,10 @@ use crate::stack::StackService;
 // Flags of a command line, each on its own.
 #[allow(clippy::struct_excessive_bools)]
 pub struct Args {
-    /// A backup's id, the beginning of one, or `latest`.
-    pub backup: String,
+    /// A backup's id, the beginning of one, or `latest`; not needed with a moment.
+    pub backup: Option<String>,
+    #[command(flatten)]
+    pub moment: moment::Args,
     /// Only these archives, services or kinds, such as `postgres` or `n8n,qdrant`.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
@@ -56,20 +59,31 @@ struct DryRun {
 }
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
-    let repository = context.repository().map_err(anyhow::Error::new)?;
+    let repository = Arc::new(context.repository().map_err(anyhow::Error::new)?);
     let place = Workplace::enter(context, "restore").await?;
-    let id = match args.backup.as_str() {
-        "latest" => repository.latest_of(place.stack.project.as_deref()),
-        wanted => repository.resolve(wanted),
-    }
-    .map_err(anyhow::Error::new)?;
-    let manifest = repository.manifest(&id).map_err(anyhow::Error::new)?;
+    let Moment {
+        manifest,
+        replays,
+        notes,
+    } = moment::find(
+        context,
+        &place,
+        &repository,
+        args.backup.as_deref(),
+        &args.moment,
+    )?;
+    let id = manifest.id.clone();
     let request = Request {
         only: args.only.clone(),
         // Services are down for the swap only, not while data is written.
         stage_first: true,
     };
     if let Some(directory) = &args.into {
+        if args.moment.is_given() {
+            return Err(Failure::usage(anyhow::Error::msg(
+                "--into unpacks a backup as it is: a moment between backups needs a server to recover it, so leave --into out",
+            )));
+        }
         let plan = plan::build_into(&manifest, &place.stack, &request, directory)
             .map_err(Failure::usage)?;
         let report = with_site(context, &place, args, async |site| {
@@ -86,9 +100,11 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 
     let config = context.config.clone();
     let factory = move |service: &StackService, record: &ArchiveRecord| {
-        adapters::restore(&config, service, record)
+        adapters::restore(&config, service, record, replays.get(&record.name))
     };
-    let plan = plan::build(&manifest, &place.stack, &request, &factory).map_err(Failure::usage)?;
+    let mut plan =
+        plan::build(&manifest, &place.stack, &request, &factory).map_err(Failure::usage)?;
+    plan.notes.extend(notes);
     let open = |record: &_| Ok(repository.archive(&manifest, record)?);
     if args.dry_run {
         let checks = with_site(context, &place, args, async |site| {

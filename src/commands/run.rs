@@ -1,14 +1,16 @@
 //! `run`: the scheduler.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::pitr::keep::{Wanted, keep};
 use super::record::Record;
 use super::workplace::Workplace;
-use super::{Context, Failure, backup};
+use super::{Context, Failure, backup, pitr};
 use crate::schedule::Cron;
 
 /// Runs the schedule until it is stopped.
@@ -29,6 +31,13 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
         }
         tracing::error!("{}", Failure::from(err));
     }
+    let wanted = Arc::new(Wanted::default());
+    let keeping = if context.config.pitr.on {
+        Some(tokio::spawn(keep(context.clone(), Arc::clone(&wanted))))
+    } else {
+        pitr::keep::give_back(context).await;
+        None
+    };
     if schedule.on_start {
         make(context).await;
     }
@@ -42,9 +51,14 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             "the next backup is at {}",
             due.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z")
         );
-        if wait_until(context, due).await {
+        if wait_until(context, due, &wanted).await {
             make(context).await;
         }
+    }
+    if let Some(keeping) = keeping
+        && let Err(err) = keeping.await
+    {
+        tracing::error!("fetching WAL ended with a fault: {err}");
     }
     Record::update(&context.config.state, |record| record.next_run = None);
     Ok(())
@@ -61,8 +75,8 @@ async fn make(context: &Context) {
     }
 }
 
-/// Sleeps until `due`; `false` when asked to stop first.
-async fn wait_until(context: &Context, due: Timestamp) -> bool {
+/// Sleeps until `due`, or until a backup is wanted; `false` when asked to stop first.
+async fn wait_until(context: &Context, due: Timestamp, wanted: &Wanted) -> bool {
     loop {
         let Ok(left) = Duration::try_from(due.duration_since(Timestamp::now())) else {
             return true;
@@ -72,6 +86,7 @@ async fn wait_until(context: &Context, due: Timestamp) -> bool {
         }
         tokio::select! {
             () = context.stop.cancelled() => return false,
+            () = wanted.backup() => return true,
             () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
         }
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::pitr::note::{self, Note};
 use super::record::{Record, Run};
 use super::{Context, Failure, output};
 
@@ -16,6 +17,9 @@ pub struct Args {}
 struct Status {
     #[serde(flatten)]
     record: Record,
+    /// How PostgreSQL's WAL is fetched.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wal: Vec<Note>,
     /// What a person should look at.
     trouble: Vec<String>,
 }
@@ -25,8 +29,14 @@ const OVERDUE_SECS: i64 = 3600;
 
 pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     let record = Record::load(&context.config.state);
+    let (now, pitr) = (Timestamp::now(), &context.config.pitr);
+    let mut wal = note::all(&context.config.state);
+    wal.retain(|_| pitr.on);
+    let mut trouble = trouble(&record, now);
+    trouble.extend(wal.iter().flat_map(|note| note.trouble(now, pitr.interval)));
     let status = Status {
-        trouble: trouble(&record, Timestamp::now()),
+        trouble,
+        wal,
         record,
     };
     output::print(context.json, &status, |status| {
@@ -101,6 +111,9 @@ fn text(status: &Status, zone: &str) -> String {
     line("last restore", status.record.last_restore.as_ref());
     if let Some(next) = status.record.next_run {
         writeln!(out, "{:17} {}", "next backup", output::time(next, zone)).ok();
+    }
+    for note in &status.wal {
+        out.push_str(&note.text(zone));
     }
     out
 }

@@ -38,6 +38,19 @@ pub async fn lock(context: &Context, command: &str) -> anyhow::Result<RunLock> {
     }
 }
 
+/// The stack, for those who change nothing in it and take no lock.
+pub struct Sight {
+    pub stack: Stack,
+}
+
+impl Sight {
+    pub async fn look(context: &Context) -> anyhow::Result<Self> {
+        let engine = Engine::from_config(&context.config).await?;
+        let stack = discover::discover(&context.config, engine.as_ref()).await?;
+        Ok(Self { stack })
+    }
+}
+
 /// The right to work on the stack, and the stack.
 pub struct Workplace {
     pub engine: Option<Engine>,

@@ -1,5 +1,6 @@
 //! Text to typed values, collecting every mistake.
 
+mod pitr;
 mod s3;
 
 use std::collections::BTreeMap;
@@ -60,6 +61,10 @@ struct Raw {
     postgres_user: Option<String>,
     postgres_password: Option<Secret>,
     postgres_data: Option<String>,
+    pitr: Option<String>,
+    pitr_interval: Option<String>,
+    pitr_keep_days: Option<String>,
+    pitr_max_wal: Option<String>,
     qdrant_url: Option<String>,
     qdrant_grpc_url: Option<String>,
     qdrant_api_key: Option<Secret>,
@@ -194,6 +199,13 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             password: raw.postgres_password,
             data: raw.postgres_data.map(PathBuf::from),
         },
+        pitr: pitr::parse(
+            &mut mistakes,
+            raw.pitr,
+            raw.pitr_interval,
+            raw.pitr_keep_days,
+            raw.pitr_max_wal,
+        ),
         qdrant: QdrantConfig {
             url: mistakes.url("QDRANT_URL", raw.qdrant_url),
             grpc_url: mistakes.url("QDRANT_GRPC_URL", raw.qdrant_grpc_url),

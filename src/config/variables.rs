@@ -375,6 +375,30 @@ pub const VARIABLES: &[Variable] = &[
         "The data directory as the sidecar sees it.",
     ),
     var(
+        "PITR",
+        "off",
+        "on",
+        "Keep PostgreSQL's write-ahead log all the time, so that `restore --at` goes back to any moment.",
+    ),
+    var(
+        "PITR_INTERVAL",
+        "10s",
+        "1m",
+        "How often it is fetched: what a disaster may cost at most.",
+    ),
+    var(
+        "PITR_KEEP_DAYS",
+        "7",
+        "30",
+        "How far back any moment can be restored, as long as the backups before it are kept.",
+    ),
+    var(
+        "PITR_MAX_WAL",
+        "4GB",
+        "1GB",
+        "How much of it the server keeps at most while it cannot be fetched; never more than a quarter of the free space.",
+    ),
+    var(
         "QDRANT_URL",
         "found through the Docker API",
         "http://qdrant:6333",

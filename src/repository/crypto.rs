@@ -27,6 +27,8 @@ pub enum Sealed<'a> {
     Packs(&'a str),
     Index(&'a str),
     Moved(&'a str),
+    /// Write-ahead log and what belongs to it, by the file's name.
+    Wal(&'a str),
 }
 
 impl Sealed<'_> {
@@ -37,6 +39,7 @@ impl Sealed<'_> {
             Self::Packs(id) => ("packs", id),
             Self::Index(writer) => ("index", writer),
             Self::Moved(pack) => ("moved", pack),
+            Self::Wal(name) => ("wal", name),
         };
         (kind, name.to_owned())
     }

@@ -15,6 +15,7 @@ pub mod facts;
 mod files;
 pub mod label;
 mod locate;
+pub mod pitr;
 
 pub mod records;
 mod recovery;
@@ -35,7 +36,7 @@ use jiff::Timestamp;
 use self::access::Access;
 use self::backup::{CopyError, SegmentRun, Source};
 use self::control::ControlFile;
-use self::facts::{DatabaseFacts, Facts};
+use self::facts::DatabaseFacts;
 use self::label::BackupLabel;
 use self::server::Stopped;
 use self::session::Session;
@@ -48,8 +49,9 @@ use crate::archive::ArchiveWriter;
 use crate::config::Config;
 use crate::stack::StackService;
 
+pub use self::facts::Facts;
 pub use self::files::PostgresFiles;
-pub use self::restore::PostgresRestore;
+pub use self::restore::{PostgresRestore, has_cluster};
 
 /// One PostgreSQL server, through its backup.
 pub struct Postgres {

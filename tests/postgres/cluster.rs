@@ -74,6 +74,11 @@ impl Cluster {
         }
     }
 
+    /// Settings for the command line of the next start.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|o| (*o).to_owned()).collect();
+    }
+
     /// Starts the server without waiting for it.
     pub fn launch(&mut self) {
         let log = std::fs::File::create(self.log()).unwrap();

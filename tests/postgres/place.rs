@@ -37,11 +37,11 @@ impl Place {
         self.runtime.block_on(future)
     }
 
-    fn repository(&self) -> Repository {
+    pub fn repository(&self) -> Repository {
         Repository::open_or_init_local(&self.root.path().join("repo")).unwrap()
     }
 
-    fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.root.path().join("state")
     }
 
@@ -104,9 +104,18 @@ impl Place {
     pub fn unpack(&self, restore: &PostgresRestore, staged: &Path) -> ArchiveRecord {
         let repository = self.repository();
         let id = repository.resolve("latest").unwrap();
-        let manifest = repository.manifest(&id).unwrap();
+        self.unpack_of(&repository.manifest(&id).unwrap(), restore, staged)
+    }
+
+    pub fn unpack_of(
+        &self,
+        manifest: &Manifest,
+        restore: &PostgresRestore,
+        staged: &Path,
+    ) -> ArchiveRecord {
+        let repository = self.repository();
         let record = manifest.archive(restore.name()).unwrap().clone();
-        let reader = repository.archive(&manifest, &record).unwrap();
+        let reader = repository.archive(manifest, &record).unwrap();
         std::fs::create_dir(staged).unwrap();
         self.block_on(async {
             unpack(reader.into_async(), staged, &restore.unpack_options())

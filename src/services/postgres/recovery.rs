@@ -17,8 +17,8 @@ pub const AUTO_CONF: &str = "postgresql.auto.conf";
 const BEGIN: &str = "\n# Begin of what Lifeboat's restore needs; removed when recovery is over.\n";
 const END: &str = "# End of what Lifeboat's restore needs.\n";
 
-/// The content with the settings for replaying `timeline` to the end of its WAL.
-pub fn with_settings(original: &str, timeline: u32) -> String {
+/// The content with the settings for replaying `timeline` to the end of its WAL, or to where `target` says.
+pub fn with_settings(original: &str, timeline: u32, target: &[(&str, String)]) -> String {
     let mut text = without_settings(original).unwrap_or_else(|| original.to_owned());
     text.push_str(BEGIN);
     let settings = [
@@ -34,10 +34,15 @@ pub fn with_settings(original: &str, timeline: u32) -> String {
         ("recovery_target_time", String::new()),
         ("recovery_target_xid", String::new()),
         ("recovery_target_lsn", String::new()),
+        ("recovery_target_inclusive", "true".to_owned()),
         ("recovery_end_command", String::new()),
         ("archive_cleanup_command", String::new()),
     ];
-    for (name, value) in settings {
+    // Where it stops comes last: the server takes an empty target after another one for a second target.
+    let others = settings
+        .iter()
+        .filter(|(name, _)| !target.iter().any(|(chosen, _)| chosen == name));
+    for (name, value) in others.chain(target) {
         // Writing to a String cannot fail.
         writeln!(text, "{name} = '{value}'").ok();
     }
@@ -97,15 +102,18 @@ mod tests {
             "no newline at the end",
             "work_mem = '4MB'\n\n\n",
         ] {
-            let with = with_settings(original, 3);
+            let with = with_settings(original, 3, &[]);
             assert!(with.starts_with(original));
             assert!(with.contains("\nrecovery_target_timeline = '3'\n"));
             assert_eq!(without_settings(&with).as_deref(), Some(original));
             // A backup that was taken before they were removed.
-            let again = with_settings(&with, 4);
-            assert_eq!(again, with_settings(original, 4));
+            let again = with_settings(&with, 4, &[]);
+            assert_eq!(again, with_settings(original, 4, &[]));
         }
         assert_eq!(without_settings("work_mem = '4MB'\n"), None);
+        let target = [("recovery_target_lsn", "0/5".to_owned())];
+        let with = with_settings("", 1, &target);
+        assert!(with.contains("\nrecovery_target_lsn = '0/5'\n") && !with.contains("lsn = ''"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::access::Access;
 use super::backup::read_control;
 use super::facts::Facts;
 use super::label::BackupLabel;
+use super::pitr::Replay;
 use super::recovery::{self, AUTO_CONF};
 use super::server::Server;
 use super::session::Session;
@@ -28,6 +29,9 @@ use crate::stack::journal::Obligation;
 /// How often the server is asked whether recovery is over.
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
+/// Bytes of WAL that recovery replays in a second, on the slowest machines.
+const SLOWEST_REPLAY_BYTES: u64 = 4 << 20;
+
 /// Where the official image keeps its data when its environment does not say.
 pub(super) const IMAGE_DATA: &str = "/var/lib/postgresql/data";
 
@@ -41,6 +45,8 @@ pub struct PostgresRestore {
     placed: Vec<tablespaces::Placed>,
     /// `postgresql.auto.conf` was not in the backup.
     auto_conf_added: bool,
+    /// WAL to go on with, beyond the backup's own.
+    replay: Option<Replay>,
 }
 
 impl PostgresRestore {
@@ -62,7 +68,15 @@ impl PostgresRestore {
             live_owner,
             placed: Vec::new(),
             auto_conf_added: false,
+            replay: None,
         })
+    }
+
+    /// Recovers to where this leads, instead of the end of the backup.
+    #[must_use]
+    pub fn with_replay(mut self, replay: Option<Replay>) -> Self {
+        self.replay = replay;
+        self
     }
 
     fn facts(&self, record: &ArchiveRecord) -> Result<Facts, ServiceError> {
@@ -137,7 +151,12 @@ impl PostgresRestore {
         .map_err(|err| self.io_error("put the tablespaces back", &err))?;
         // A copy replays what it brought, as after a crash: the settings would have it look for an archive.
         if facts.copied.is_none() {
-            self.auto_conf_added = add_settings(staged, facts, owner)
+            if let Some(replay) = &self.replay {
+                replay
+                    .stage(staged, owner)
+                    .map_err(|err| self.io_error("put the WAL beside the backup's", &err))?;
+            }
+            self.auto_conf_added = add_settings(staged, facts, self.replay.as_ref(), owner)
                 .map_err(|err| self.io_error("write the settings for recovery", &err))?;
         }
         own_directory(staged, facts, owner)
@@ -146,7 +165,10 @@ impl PostgresRestore {
 
     /// Connects until the server has finished recovery.
     async fn recovered(&self) -> Result<(Session, Server), ServiceError> {
-        let deadline = Instant::now() + self.timeout;
+        // Replaying takes as long as it takes: a slow disk manages this much at least.
+        let replayed = self.replay.as_ref().map_or(0, Replay::bytes);
+        let deadline =
+            Instant::now() + self.timeout + Duration::from_secs(replayed / SLOWEST_REPLAY_BYTES);
         loop {
             let why = match self.is_primary().await {
                 Ok(Some(found)) => return Ok(found),
@@ -192,9 +214,12 @@ impl PostgresRestore {
             ));
         }
         let live = session.run("list the databases", server::databases).await?;
+        // Later on, one may have been dropped.
+        let goes_on = self.replay.as_ref().is_some_and(Replay::goes_on);
         let missing: Vec<_> = facts
             .databases
             .iter()
+            .filter(|_| !goes_on)
             .filter(|d| !live.iter().any(|l| l.oid == d.oid && l.name == d.name))
             .map(|d| d.name.as_str())
             .collect();
@@ -367,7 +392,12 @@ impl Restore for PostgresRestore {
 }
 
 /// Adds `recovery.signal` and the settings; whether there was no `postgresql.auto.conf`.
-fn add_settings(staged: &Path, facts: &Facts, owner: (u32, u32)) -> std::io::Result<bool> {
+fn add_settings(
+    staged: &Path,
+    facts: &Facts,
+    replay: Option<&Replay>,
+    owner: (u32, u32),
+) -> std::io::Result<bool> {
     let path = staged.join(AUTO_CONF);
     let (original, added) = match std::fs::read_to_string(&path) {
         Ok(text) => (text, false),
@@ -377,7 +407,9 @@ fn add_settings(staged: &Path, facts: &Facts, owner: (u32, u32)) -> std::io::Res
             return Err(std::io::Error::new(err.kind(), said));
         }
     };
-    let text = recovery::with_settings(&original, facts.timeline);
+    let timeline = replay.map_or(facts.timeline, Replay::timeline);
+    let target = replay.map_or(&[][..], Replay::settings);
+    let text = recovery::with_settings(&original, timeline, target);
     if added {
         recovery::write_file(&path, &text, 0o600, owner)?;
     } else {
@@ -403,6 +435,12 @@ fn major_of(data: &Path) -> Option<u32> {
         .trim()
         .parse()
         .ok()
+}
+
+/// Whether a cluster is there that could be started: not after its data was lost.
+pub fn has_cluster(config: &Config, stack: &StackService) -> bool {
+    let root = data_root(&Access::new(config, stack));
+    root.is_some_and(|root| read_control(&stack.name, &root).is_ok())
 }
 
 /// The data directory as this process sees it, without asking the server: it may be down.

@@ -4,6 +4,7 @@ use super::{PostgresRestore, major_of};
 use crate::repository::manifest::ArchiveRecord;
 use crate::services::Check;
 use crate::services::postgres::facts::{Copied, Facts};
+use crate::services::postgres::pitr::Replay;
 use crate::services::postgres::{locate, tablespaces};
 
 /// Everything that would make the restore fail or do harm.
@@ -31,6 +32,16 @@ pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Che
         ),
         line("space", restore.look_at_space(record)),
     ];
+    if let Some(replay) = restore.replay.as_ref().filter(|replay| replay.goes_on()) {
+        checks.push(Check::good(
+            format!("{name}: moment"),
+            format!(
+                "after the backup, {} MB of WAL are replayed {}",
+                replay.bytes() >> 20,
+                replay.said()
+            ),
+        ));
+    }
     if facts.copied == Some(Copied::Running) {
         checks.push(Check::caution(
             format!("{name}: copy"),
@@ -136,18 +147,16 @@ impl PostgresRestore {
         })?;
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if free < record.raw_bytes {
+        let replayed = self.replay.as_ref().map_or(0, Replay::staged_bytes);
+        let needed = record.raw_bytes + replayed;
+        if free < needed {
             return Err(format!(
                 "{} has {} MiB free, the backup needs {} MiB beside the data that is there: make room",
                 self.root.display(),
                 mib(free),
-                mib(record.raw_bytes)
+                mib(needed)
             ));
         }
-        Ok(format!(
-            "{} of {} MiB free",
-            mib(record.raw_bytes),
-            mib(free)
-        ))
+        Ok(format!("{} of {} MiB free", mib(needed), mib(free)))
     }
 }

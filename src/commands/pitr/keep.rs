@@ -1,0 +1,175 @@
+//! Fetches WAL every so often, for as long as the sidecar runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::{captures, note, spans};
+use crate::commands::{Context, Failure};
+use crate::repository::{Repository, RepositoryError};
+use crate::services::postgres::pitr::Capture;
+use crate::services::postgres::pitr::capture::Step;
+use crate::services::postgres::pitr::guard;
+
+/// The stack is looked at anew when a server does not answer, but not at every step.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Keys may have been changed: the repository is opened anew.
+const OPEN_AGAIN: Duration = Duration::from_hours(1);
+/// A backup that was asked for and failed is asked for again after this.
+const ASK_AGAIN: Duration = Duration::from_mins(15);
+
+/// Asks for a backup: WAL can be replayed after one only.
+#[derive(Default)]
+pub struct Wanted(Notify);
+
+impl Wanted {
+    pub async fn backup(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// Fetches until it is asked to stop.
+pub async fn keep(context: Context, wanted: Arc<Wanted>) {
+    let mut keeper = Keeper {
+        wanted,
+        asked: None,
+        repository: None,
+        captures: Vec::new(),
+        looked: None,
+    };
+    loop {
+        let began = Instant::now();
+        if let Err(failure) = keeper.round(&context).await {
+            tracing::warn!("the WAL is not fetched: {failure}");
+            note::bad(&context.config.state, "postgres", &failure.to_string());
+            keeper.captures.clear();
+        }
+        let rest = context.config.pitr.interval.saturating_sub(began.elapsed());
+        tokio::select! {
+            () = context.stop.cancelled() => break,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+    for capture in keeper.captures {
+        capture.close().await;
+    }
+}
+
+/// With PITR off: what an earlier run made in the servers is taken back.
+pub async fn give_back(context: &Context) {
+    if !guard::any_made(&context.config.state) {
+        return;
+    }
+    let given = async {
+        let repository = Arc::new(context.repository().map_err(anyhow::Error::new)?);
+        for mut capture in captures(context, &repository).await? {
+            for told in capture.give_back().await.map_err(anyhow::Error::new)? {
+                tracing::info!("PITR is off: {told}");
+            }
+            note::remove(&context.config.state, capture.service());
+        }
+        Ok::<_, Failure>(())
+    };
+    if let Err(failure) = given.await {
+        tracing::error!(
+            "PITR is off, but its replication slot could not be dropped: {failure}. It is tried again at the next start; by hand: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name LIKE 'lifeboat_pitr_%'"
+        );
+    }
+}
+
+struct Keeper {
+    wanted: Arc<Wanted>,
+    asked: Option<Instant>,
+    repository: Option<(Instant, Arc<Repository>)>,
+    captures: Vec<Capture>,
+    looked: Option<Instant>,
+}
+
+impl Keeper {
+    async fn round(&mut self, context: &Context) -> Result<(), Failure> {
+        let Some(repository) = self.repository(context)? else {
+            // The first backup makes it.
+            self.ask("there is no repository yet");
+            return Ok(());
+        };
+        let is_due = self.looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN);
+        if self.captures.is_empty() {
+            if !is_due {
+                return Ok(());
+            }
+            self.looked = Some(Instant::now());
+            self.captures = captures(context, &repository).await?;
+        }
+        let mut is_lost = false;
+        for capture in &mut self.captures {
+            match capture.step().await {
+                Ok(Some(step)) => {
+                    note::good(&context.config.state, &step);
+                    if (step.is_new || step.gap.is_some())
+                        && !spans::reaches(context, &repository, &step)?
+                    {
+                        Self::ask_for(&self.wanted, &mut self.asked, &reason(&step));
+                    }
+                }
+                Ok(None) => tracing::debug!("{} is in recovery", capture.service()),
+                Err(err) => {
+                    if err.is_transient() {
+                        tracing::info!("the WAL is not fetched: {err}");
+                    } else {
+                        tracing::error!("the WAL is not fetched: {err}");
+                    }
+                    note::bad(&context.config.state, capture.service(), &err.to_string());
+                    is_lost = true;
+                }
+            }
+        }
+        if is_lost && is_due {
+            // It may have another address now.
+            self.captures.clear();
+        }
+        Ok(())
+    }
+
+    fn repository(&mut self, context: &Context) -> Result<Option<Arc<Repository>>, Failure> {
+        if let Some((opened, repository)) = &self.repository
+            && opened.elapsed() < OPEN_AGAIN
+        {
+            return Ok(Some(Arc::clone(repository)));
+        }
+        self.captures.clear();
+        match tokio::task::block_in_place(|| context.repository()) {
+            Ok(repository) => {
+                let repository = Arc::new(repository);
+                self.repository = Some((Instant::now(), Arc::clone(&repository)));
+                Ok(Some(repository))
+            }
+            Err(RepositoryError::NoRepository(_)) => Ok(None),
+            Err(err) => Err(anyhow::Error::new(err).into()),
+        }
+    }
+
+    fn ask(&mut self, why: &str) {
+        Self::ask_for(&self.wanted, &mut self.asked, why);
+    }
+
+    fn ask_for(wanted: &Wanted, asked: &mut Option<Instant>, why: &str) {
+        if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+            *asked = Some(Instant::now());
+            tracing::info!("a backup is made now: {why}");
+            wanted.0.notify_one();
+        }
+    }
+}
+
+fn reason(step: &Step) -> String {
+    let why = if step.gap.is_some() {
+        "WAL was lost"
+    } else {
+        "no backup leads to the WAL that is stored"
+    };
+    format!(
+        "{}: {why}, and only after a backup can WAL be replayed",
+        step.service
+    )
+}

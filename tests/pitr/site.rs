@@ -1,0 +1,154 @@
+//! A server whose WAL is fetched, and the way back to its moments, as the commands go it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use lifeboat::repository::Repository;
+use lifeboat::repository::manifest::Manifest;
+use lifeboat::restore::Restore;
+use lifeboat::services::ServiceError;
+use lifeboat::services::postgres::pitr::capture::Step;
+use lifeboat::services::postgres::pitr::target::{Base, Question, Reachable};
+use lifeboat::services::postgres::pitr::{Capture, Replay, Target};
+use lifeboat::services::postgres::{Postgres, PostgresRestore};
+
+use crate::cluster::{Cluster, config};
+use crate::place::Place;
+
+pub struct Site {
+    pub place: Place,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        Self {
+            place: Place::new(),
+        }
+    }
+
+    pub fn repository(&self) -> Arc<Repository> {
+        Arc::new(self.place.repository())
+    }
+
+    pub fn backup(&self, cluster: &Cluster) -> Manifest {
+        let mut service = Postgres::new(&config(&[]), &cluster.stack()).unwrap();
+        self.place.backup(&mut service, || ()).unwrap()
+    }
+
+    pub fn capture(&self, cluster: &Cluster) -> Capture {
+        self.capture_with(cluster, &[])
+    }
+
+    pub fn capture_with(&self, cluster: &Cluster, vars: &[(&str, &str)]) -> Capture {
+        let state = self.place.state();
+        let mut all = vec![("LIFEBOAT_STATE", state.to_str().unwrap())];
+        all.extend(vars);
+        Capture::new(&config(&all), &cluster.stack(), self.repository()).unwrap()
+    }
+
+    pub fn step(&self, capture: &mut Capture) -> Result<Step, ServiceError> {
+        let step = self.place.block_on(capture.step())?;
+        Ok(step.expect("the server is a primary"))
+    }
+
+    /// The newest first.
+    pub fn manifests(&self) -> Vec<Manifest> {
+        let repository = self.repository();
+        let ids = repository.backups().unwrap();
+        ids.iter()
+            .rev()
+            .map(|id| repository.manifest(id).unwrap())
+            .collect()
+    }
+
+    pub fn choose(
+        &self,
+        target: &Target,
+        timeline: Option<u32>,
+    ) -> Result<(Manifest, Replay), String> {
+        let (repository, manifests) = (self.repository(), self.manifests());
+        let bases: Vec<Base<'_>> = manifests
+            .iter()
+            .filter_map(|manifest| Base::of(manifest, "db"))
+            .collect();
+        let question = Question {
+            repository: &repository,
+            list: &repository.wal().unwrap(),
+            bases: &bases,
+            timeline,
+            zone: &TimeZone::UTC,
+        };
+        question
+            .choose(target)
+            .map(|(manifest, replay)| (manifest.clone(), replay))
+            .map_err(|err| err.to_string())
+    }
+
+    pub fn reachable(&self) -> Vec<Reachable> {
+        let (repository, manifests) = (self.repository(), self.manifests());
+        let bases: Vec<Base<'_>> = manifests
+            .iter()
+            .filter_map(|manifest| Base::of(manifest, "db"))
+            .collect();
+        let question = Question {
+            repository: &repository,
+            list: &repository.wal().unwrap(),
+            bases: &bases,
+            timeline: None,
+            zone: &TimeZone::UTC,
+        };
+        question.reachable().unwrap()
+    }
+
+    /// Restores to a moment, into a server of its own, with the options that the source has.
+    pub fn restore(&self, target: &Target, options: &[&str]) -> Cluster {
+        self.restore_along(target, None, options)
+    }
+
+    pub fn restore_along(
+        &self,
+        target: &Target,
+        timeline: Option<u32>,
+        options: &[&str],
+    ) -> Cluster {
+        let (manifest, replay) = self.choose(target, timeline).unwrap();
+        self.restore_with(&manifest, replay, options)
+    }
+
+    pub fn restore_with(&self, manifest: &Manifest, replay: Replay, options: &[&str]) -> Cluster {
+        let mut cluster = Cluster::empty();
+        cluster.set_options(options);
+        let config = config(&[("RESTORE_TIMEOUT", "2m")]);
+        let restore = PostgresRestore::new(&config, &cluster.stack()).unwrap();
+        let mut restore = restore.with_replay(Some(replay));
+        let staged = cluster.data.parent().unwrap().join("staged");
+        let record = self.place.unpack_of(manifest, &restore, &staged);
+        let checks = self.place.block_on(restore.preflight(&record));
+        assert!(checks.iter().all(|c| c.outcome.is_ok()), "{checks:?}");
+        let run = self.place.run();
+        self.place
+            .block_on(restore.prepare(&staged, &record, &run))
+            .unwrap();
+        std::fs::remove_dir(&cluster.data).unwrap();
+        std::fs::rename(&staged, &cluster.data).unwrap();
+        cluster.launch();
+        let settled = self.place.block_on(restore.settle(&record, &run));
+        assert!(settled.is_ok(), "{settled:?}: {}", cluster.log_text());
+        self.place.block_on(restore.finish()).unwrap();
+        cluster
+    }
+}
+
+/// The server's own clock.
+pub fn clock(cluster: &Cluster) -> Timestamp {
+    let micros = cluster.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+    Timestamp::from_microsecond(micros).unwrap()
+}
+
+pub fn lsn(cluster: &Cluster) -> u64 {
+    let text = cluster.text("SELECT pg_current_wal_insert_lsn()::text");
+    lifeboat::services::postgres::wal::Lsn::parse(&text)
+        .unwrap()
+        .0
+}

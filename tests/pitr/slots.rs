@@ -1,0 +1,183 @@
+//! What keeps the WAL: capped, given back, and never the server's ruin.
+
+use lifeboat::services::ErrorKind;
+use lifeboat::services::postgres::pitr::Target;
+use lifeboat::services::postgres::pitr::guard::Kept;
+
+use crate::cluster::{Cluster, own, run};
+use crate::site::{Site, clock};
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
+
+fn write(cluster: &Cluster, megabytes: usize) {
+    for _ in 0..megabytes {
+        cluster
+            .sql("INSERT INTO filler SELECT repeat('x', 1000) || g FROM generate_series(1, 900) g");
+    }
+}
+
+#[test]
+fn a_slot_is_capped_advanced_and_given_back() {
+    let source = Cluster::with(&[], &["checkpoint_timeout=30s"]);
+    source.sql("CREATE TABLE filler (body text)");
+    let site = Site::new();
+    let mut capture = site.capture_with(&source, &[("PITR_MAX_WAL", "300MB")]);
+    let step = site.step(&mut capture).unwrap();
+    assert!(matches!(step.kept, Kept::Slot { .. }), "{:?}", step.kept);
+    assert_eq!(source.text("SHOW max_slot_wal_keep_size"), "300MB");
+    write(&source, 40);
+    let step = site.step(&mut capture).unwrap();
+    // To the start of the segment that is being written.
+    let restart = source.text("SELECT restart_lsn::text FROM pg_replication_slots");
+    let restart = lifeboat::services::postgres::wal::Lsn::parse(&restart)
+        .unwrap()
+        .0;
+    assert_eq!(restart, step.end - step.end % (16 << 20));
+    // The old segments may go: the slot does not hold them.
+    write(&source, 80);
+    site.step(&mut capture).unwrap();
+    source.sql("CHECKPOINT; CHECKPOINT");
+    let kept = source.number("SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'");
+    assert!(kept <= 8, "{kept} segments");
+
+    let told = site.place.block_on(capture.give_back()).unwrap();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(source.number(SLOTS), 0);
+    source.sql("SELECT pg_sleep(0.3)");
+    assert_eq!(source.text("SHOW max_slot_wal_keep_size"), "-1");
+    assert_eq!(site.place.block_on(capture.give_back()).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_cap_of_the_administrators_own_is_left_alone() {
+    let source = Cluster::new();
+    source.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'; SELECT pg_reload_conf(); SELECT pg_sleep(0.3)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    let told = site.place.block_on(capture.give_back()).unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(source.text("SHOW max_slot_wal_keep_size"), "1GB");
+}
+
+#[test]
+fn a_sidecar_away_past_the_cap_leaves_the_server_alive_and_says_the_gap() {
+    let source = Cluster::with(&[], &["max_slot_wal_keep_size=32MB", "min_wal_size=32MB"]);
+    source.sql("CREATE TABLE filler (body text); CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (1)");
+    site.step(&mut capture).unwrap();
+    let before = clock(&source);
+    site.step(&mut capture).unwrap();
+    site.place.block_on(capture.close());
+
+    write(&source, 150);
+    source.sql("CHECKPOINT; INSERT INTO filler VALUES ('more'); CHECKPOINT");
+    assert_eq!(
+        source.text("SELECT wal_status FROM pg_replication_slots"),
+        "lost"
+    );
+    let during = clock(&source);
+    source.sql("INSERT INTO t VALUES (2)");
+    let mut capture = site.capture(&source);
+    let step = site.step(&mut capture).unwrap();
+    let gap = step.gap.expect("WAL was removed");
+    assert!(gap.to > gap.from);
+    assert!(matches!(step.kept, Kept::Slot { .. }));
+    assert_eq!(
+        source.text("SELECT wal_status FROM pg_replication_slots"),
+        "reserved"
+    );
+
+    // Before the gap all is well; what is after it waits for the next backup.
+    let restored = site.restore(&Target::Time(before), &[]);
+    assert_eq!(restored.number("SELECT count(*) FROM t"), 1);
+    let (_, replay) = site.choose(&Target::Latest, None).unwrap();
+    assert!(
+        replay.said().contains("WAL is missing"),
+        "{}",
+        replay.said()
+    );
+    assert!(site.choose(&Target::Time(during), None).is_err());
+    assert!(site.reachable().iter().any(|span| span.gap));
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (3)");
+    site.step(&mut capture).unwrap();
+    let restored = site.restore(&Target::Latest, &[]);
+    assert_eq!(restored.number("SELECT count(*) FROM t"), 3);
+}
+
+#[test]
+fn without_the_right_to_a_slot_wal_is_fetched_all_the_same() {
+    let source = Cluster::new();
+    source.sql(
+        "CREATE ROLE plain LOGIN PASSWORD 'only for tests'; GRANT pg_read_all_settings TO plain; CREATE TABLE t (id int)",
+    );
+    let site = Site::new();
+    let vars = [
+        ("POSTGRES_USER", "plain"),
+        ("POSTGRES_PASSWORD", "only for tests"),
+        ("POSTGRES_DB", "postgres"),
+    ];
+    let mut capture = site.capture_with(&source, &vars);
+    let step = site.step(&mut capture).unwrap();
+    let Kept::Nothing { why } = &step.kept else {
+        panic!("{:?}", step.kept);
+    };
+    assert!(why.contains("max_slot_wal_keep_size"), "{why}");
+    // With a cap there still is no right to a slot.
+    source.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'; SELECT pg_reload_conf(); SELECT pg_sleep(0.3)");
+    let step = site.step(&mut capture).unwrap();
+    let Kept::Nothing { why } = &step.kept else {
+        panic!("{:?}", step.kept);
+    };
+    assert!(why.contains("REPLICATION"), "{why}");
+    assert_eq!(source.number(SLOTS), 0);
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (1)");
+    site.step(&mut capture).unwrap();
+    let restored = site.restore(&Target::Latest, &[]);
+    assert_eq!(restored.number("SELECT count(*) FROM t"), 1);
+}
+
+#[test]
+fn a_server_that_was_put_back_behind_our_back_is_refused() {
+    let mut source = Cluster::new();
+    source.sql("CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.place.block_on(capture.close());
+    source.stop();
+    let copy = source.home.path().join("copy");
+    run(std::process::Command::new("cp")
+        .arg("-a")
+        .arg(&source.data)
+        .arg(&copy));
+    source.start();
+    source.sql("INSERT INTO t SELECT generate_series(1, 10000)");
+    let mut capture = site.capture(&source);
+    let stored = site.step(&mut capture).unwrap().end;
+    site.place.block_on(capture.close());
+    source.stop();
+    std::fs::remove_dir_all(&source.data).unwrap();
+    std::fs::rename(&copy, &source.data).unwrap();
+    own(&source.data, 0o700);
+    source.start();
+    let refused = |site: &Site, source: &Cluster| {
+        let mut capture = site.capture(source);
+        let err = site.step(&mut capture).unwrap_err();
+        site.place.block_on(capture.close());
+        assert_eq!(err.kind, ErrorKind::Setup);
+        assert!(err.message.contains("older state"), "{err}");
+    };
+    // Shorter than what is stored, then longer, and never the same.
+    refused(&site, &source);
+    while crate::site::lsn(&source) < stored + 100_000 {
+        source.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    }
+    refused(&site, &source);
+}

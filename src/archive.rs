@@ -14,4 +14,4 @@ pub mod walk;
 pub mod writer;
 
 pub use entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
-pub use writer::{ArchiveWriter, EndedArchive, Member, SealedArchive};
+pub use writer::{ArchiveWriter, EndedArchive, FileSum, Member, SealedArchive, Watch};

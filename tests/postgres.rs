@@ -12,6 +12,8 @@ mod place;
 mod refusals;
 #[path = "postgres/sessions.rs"]
 mod sessions;
+#[path = "postgres/verify.rs"]
+mod verify;
 
 use std::path::Path;
 
@@ -109,6 +111,7 @@ fn a_backup_under_load_restores_whole() {
     );
     assert_eq!(record.report.warnings, [""; 0]);
 
+    verify::accepts(&place);
     // Into an empty place, as on another machine.
     let mut target = Cluster::empty();
     let root_before = std::fs::read_dir(&target.data).unwrap().count();
@@ -130,7 +133,12 @@ fn a_backup_under_load_restores_whole() {
             .text("SELECT pg_walfile_name(pg_current_wal_lsn())")
             .starts_with("00000002")
     );
-    for file in ["recovery.signal", "backup_label", "tablespace_map"] {
+    for file in [
+        "recovery.signal",
+        "backup_label",
+        "tablespace_map",
+        "backup_manifest",
+    ] {
         assert!(!target.data.join(file).exists(), "{file}");
     }
     assert_eq!(
@@ -147,6 +155,7 @@ fn a_backup_under_load_restores_whole() {
     let manifest = place.backup(&mut service(&target), || ()).unwrap();
     let facts = Facts::of(&manifest.archive("db").unwrap().report).unwrap();
     assert_eq!(facts.timeline, 2);
+    verify::accepts(&place);
     let mut again = Cluster::empty();
     place.restore(&mut again);
     assert_eq!(again.number("SELECT count(*) FROM ledger WHERE id = -1"), 1);
@@ -189,6 +198,7 @@ fn tablespaces_and_unlogged_tables_come_back_beside_what_is_there() {
     let manifest = place.backup(&mut service, || ()).unwrap();
     let facts = Facts::of(&manifest.archive("db").unwrap().report).unwrap();
     assert_eq!(facts.tablespaces.len(), 2);
+    verify::accepts(&place);
 
     // What happened since is gone after the restore, and back after the rollback.
     source.sql(
@@ -317,6 +327,8 @@ fn an_unchanged_cluster_is_not_read_again() {
     // What is read are one or two WAL segments and the files that a checkpoint writes.
     assert!(second.read_bytes < 40 << 20, "{:?}", sizes(&second));
     assert!(second.stored_bytes < 1 << 20, "{:?}", sizes(&second));
+    // What was not read has the sums of when it was.
+    verify::accepts(&place);
     let mut target = Cluster::empty();
     place.restore(&mut target);
     check_sums(&target);

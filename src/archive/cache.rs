@@ -23,7 +23,7 @@ use crate::repository::table::{BlockId, BlockTable, PageId, Run};
 use crate::repository::{PackName, RepositoryError};
 
 /// Bump it when the tables change: an old cache is thrown away.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const REFRESH_AFTER: i64 = 4;
 const FORGET_AFTER: i64 = 12;
@@ -54,6 +54,8 @@ pub struct CachedFile {
     pub ranges: RangeList<PackRef>,
     /// Bytes of the header at the front of `ranges`.
     pub header_bytes: u64,
+    /// Of the body, where a service's own list of files wants it.
+    pub crc32c: Option<u32>,
 }
 
 /// A file that was found in the cache.
@@ -146,7 +148,7 @@ impl Cache {
                  CREATE TABLE blocks (id BLOB PRIMARY KEY, pack INTEGER NOT NULL, at INTEGER NOT NULL, length INTEGER NOT NULL) WITHOUT ROWID;
                  CREATE TABLE files (archive TEXT NOT NULL, name BLOB NOT NULL, met INTEGER NOT NULL,
                      inode INTEGER, ctime INTEGER, mtime INTEGER, size INTEGER,
-                     header INTEGER NOT NULL, ranges BLOB NOT NULL,
+                     header INTEGER NOT NULL, ranges BLOB NOT NULL, crc32c INTEGER,
                      PRIMARY KEY (archive, name)) WITHOUT ROWID;
                  CREATE TABLE pages (archive TEXT NOT NULL, name BLOB NOT NULL, ids BLOB NOT NULL,
                      PRIMARY KEY (archive, name)) WITHOUT ROWID;",

@@ -1,33 +1,25 @@
 //! Entries in, tar bytes out: the writer of one archive.
 
+mod file;
 mod member;
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest, Sha256};
-
-use super::cache::{CachedFile, FileIdentity};
 use super::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use super::header::{self, Kind};
 use super::walk::{self, EntryKind, Rules, TreeCounts};
 use crate::repository::cutter::Cutter;
-use crate::repository::sink::{EndedSink, OldPages, Sink};
+use crate::repository::sink::{EndedSink, Sink};
 
 pub use crate::repository::sink::SealedArchive;
+pub use file::{FileSum, Taking, Watch};
 pub use member::Member;
 
 const RECORD: usize = 512;
 const READ_BYTES: usize = 256 * 1024;
-/// How often a file that changes is read before giving up.
-const ATTEMPTS: u32 = 4;
-/// A file younger than this when it is read may change again without its times telling.
-const FRESH: Duration = Duration::from_secs(2);
 
 /// One archive being written. Every method blocks: call it inside `block_in_place` or on a blocking thread.
 ///
@@ -106,7 +98,28 @@ impl ArchiveWriter {
         cut: Cut,
         on_change: OnChange,
     ) -> Result<FileOutcome, ArchiveError> {
-        self.file_by_bytes(name.as_bytes(), path, cut, on_change, None, None)
+        let taking = Taking::new(cut, on_change);
+        Ok(self.take_file(name.as_bytes(), path, taking)?.0)
+    }
+
+    /// Like [`Self::file`], with the CRC-32C of the body; `None` when the file was gone.
+    ///
+    /// `watch` sees the body when it is read. What it approved of once, it does not see again while the file
+    /// stays as it is.
+    pub fn summed_file(
+        &mut self,
+        name: &str,
+        path: &Path,
+        cut: Cut,
+        on_change: OnChange,
+        watch: Option<&mut dyn Watch>,
+    ) -> Result<Option<FileSum>, ArchiveError> {
+        let taking = Taking {
+            summed: true,
+            watch,
+            ..Taking::new(cut, on_change)
+        };
+        Ok(self.take_file(name.as_bytes(), path, taking)?.1)
     }
 
     /// Like [`Self::file`] for a file that must hash to `sha256` when it is read.
@@ -117,14 +130,11 @@ impl ArchiveWriter {
         cut: Cut,
         sha256: &[u8; 32],
     ) -> Result<FileOutcome, ArchiveError> {
-        self.file_by_bytes(
-            name.as_bytes(),
-            path,
-            cut,
-            OnChange::ReadAgain,
-            Some(sha256),
-            None,
-        )
+        let taking = Taking {
+            sha256: Some(sha256),
+            ..Taking::new(cut, OnChange::ReadAgain)
+        };
+        Ok(self.take_file(name.as_bytes(), path, taking)?.0)
     }
 
     /// A file of known size that arrives in pieces; exactly `size` bytes must be written before `finish`.
@@ -145,6 +155,7 @@ impl ArchiveWriter {
             name: name.to_owned(),
             left: size,
             size,
+            counted: true,
             writer: self,
         })
     }
@@ -184,9 +195,12 @@ impl ArchiveWriter {
                     let cut = rules
                         .page_bytes(&entry.name)
                         .map_or(Cut::Content, Cut::Pages);
-                    let (again, seen) = (OnChange::ReadAgain, Some(&entry.stat));
-                    let outcome = self
-                        .file_by_bytes(&name, &entry.path, cut, again, None, seen)
+                    let taking = Taking {
+                        seen: Some(&entry.stat),
+                        ..Taking::new(cut, OnChange::ReadAgain)
+                    };
+                    let (outcome, _) = self
+                        .take_file(&name, &entry.path, taking)
                         .map_err(|e| e.shown_as(&entry.shown))?;
                     // A later link must not point to an entry that was never written.
                     if outcome == FileOutcome::Vanished && entry.stat.nlink() > 1 {
@@ -235,177 +249,6 @@ impl ArchiveWriter {
         cutter.finish(|block| self.sink.block(block))?;
         Ok(())
     }
-
-    /// `seen` is what `lstat` told a moment ago, where somebody looked already.
-    pub(super) fn file_by_bytes(
-        &mut self,
-        name: &[u8],
-        path: &Path,
-        cut: Cut,
-        on_change: OnChange,
-        digest: Option<&[u8; 32]>,
-        seen: Option<&std::fs::Metadata>,
-    ) -> Result<FileOutcome, ArchiveError> {
-        check_name(name)?;
-        let failed = |source| ArchiveError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let looked = || {
-            seen.cloned()
-                .map_or_else(|| std::fs::symlink_metadata(path), Ok)
-        };
-        let meta = match looked() {
-            Ok(meta) => meta,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(FileOutcome::Vanished),
-            Err(e) => return Err(failed(e)),
-        };
-        let parent = self.sink.cached_file(name)?;
-        if let Some(known) = &parent
-            && known.file.identity == Some(identity(&meta))
-            && !is_fresh(&meta)
-        {
-            self.sink.splice(name, known)?;
-            return Ok(FileOutcome::Spliced { bytes: meta.size() });
-        }
-        for _ in 0..ATTEMPTS {
-            let file = std::fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(
-                    (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK)
-                        .bits()
-                        .cast_signed(),
-                )
-                .open(path);
-            let mut file = match file {
-                Ok(file) => file,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    return Ok(FileOutcome::Vanished);
-                }
-                Err(e) => return Err(failed(e)),
-            };
-            let before = file.metadata().map_err(failed)?;
-            // Judged now: reading a large file takes longer than it stays fresh.
-            let fresh = is_fresh(&before);
-            if !before.is_file() {
-                return Err(ArchiveError::Entry {
-                    name: lossy(name),
-                    why: "is not a regular file".to_owned(),
-                });
-            }
-            let mark = self.sink.mark();
-            let read = self.read_file(
-                name,
-                path,
-                &mut file,
-                &before,
-                cut,
-                parent.as_ref().map(|known| &known.file),
-                digest.is_some(),
-            )?;
-            let after = file.metadata().map_err(failed)?;
-            let held_still = identity(&before) == identity(&after) && !read.short;
-            let only_grew = after.size() > before.size() && !read.short;
-            if held_still || only_grew || on_change == OnChange::Repaired {
-                if let (Some(expected), Some(found)) = (digest, read.sha256)
-                    && found != *expected
-                {
-                    self.sink.rewind(mark);
-                    return Err(ArchiveError::Digest {
-                        path: path.to_owned(),
-                        found: crate::repository::hex(&found),
-                    });
-                }
-                let trusted = held_still && !fresh;
-                let file = CachedFile {
-                    identity: trusted.then(|| identity(&before)),
-                    ranges: self.sink.since(&mark),
-                    header_bytes: read.header_bytes,
-                };
-                self.sink.remember(name, &file, &read.pages)?;
-                return Ok(FileOutcome::Read {
-                    bytes: before.size(),
-                });
-            }
-            self.sink.rewind(mark);
-        }
-        Err(ArchiveError::KeepsChanging(path.to_owned()))
-    }
-
-    /// Writes header and body of an open file; the body is exactly as long as `meta` says.
-    #[allow(clippy::too_many_arguments)]
-    fn read_file(
-        &mut self,
-        name: &[u8],
-        path: &Path,
-        file: &mut File,
-        meta: &std::fs::Metadata,
-        cut: Cut,
-        parent: Option<&CachedFile>,
-        hash: bool,
-    ) -> Result<ReadFile, ArchiveError> {
-        let size = meta.size();
-        let cut = cut.for_size(size);
-        let failed = |source| ArchiveError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let entry = EntryMeta {
-            xattrs: match walk::xattrs(path) {
-                // Gone since it was opened: its content is still ours.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                other => other.map_err(failed)?,
-            },
-            ..EntryMeta::of(meta)
-        };
-        let header = header::encode(name, &entry, Kind::File { size });
-        self.sink.begin_body(cut);
-        self.sink.block(&header)?;
-        let old_ids = match (cut, parent) {
-            (Cut::Pages(_), Some(_)) => self.sink.cached_pages(name)?,
-            _ => Vec::new(),
-        };
-        let mut old = match (cut, parent) {
-            (Cut::Pages(unit), Some(parent)) => OldPages::new(unit, parent, &old_ids),
-            _ => OldPages::none(),
-        };
-        let mut pages = Vec::new();
-        let mut sha256 = hash.then(Sha256::new);
-        let mut cutter = Cutter::new(cut, size);
-        let mut left = size;
-        let mut short = false;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
-            let piece = self.buffer.get_mut(..want).unwrap_or_default();
-            let got = read_full(file, piece).map_err(failed)?;
-            if got < want {
-                // Shorter than its header says: pad, so that the stream stays whole.
-                short = true;
-                piece.iter_mut().skip(got).for_each(|byte| *byte = 0);
-            }
-            if let Some(sha256) = &mut sha256 {
-                sha256.update(&*piece);
-            }
-            self.sink.count_read(got as u64);
-            let sink = &mut self.sink;
-            cutter.feed(piece, |block| {
-                sink.body_block(cut, block, &mut old, &mut pages)
-            })?;
-            left -= want as u64;
-        }
-        let padding = padding(size);
-        let sink = &mut self.sink;
-        cutter.feed(&padding, |block| {
-            sink.body_block(cut, block, &mut old, &mut pages)
-        })?;
-        cutter.finish(|block| sink.body_block(cut, block, &mut old, &mut pages))?;
-        Ok(ReadFile {
-            header_bytes: header.len() as u64,
-            pages,
-            sha256: sha256.map(|hash| hash.finalize().into()),
-            short,
-        })
-    }
 }
 
 /// An archive whose stream is whole and in the store.
@@ -418,50 +261,10 @@ impl EndedArchive {
     }
 }
 
-struct ReadFile {
-    header_bytes: u64,
-    pages: Vec<crate::repository::table::PageId>,
-    sha256: Option<[u8; 32]>,
-    short: bool,
-}
-
 /// Zeros that fill the last record of a body.
 fn padding(size: u64) -> Vec<u8> {
     let record = RECORD as u64;
     vec![0; usize::try_from(size.next_multiple_of(record) - size).unwrap_or(0)]
-}
-
-fn identity(meta: &std::fs::Metadata) -> FileIdentity {
-    let nanos = |secs: i64, nanos: i64| secs.saturating_mul(1_000_000_000).saturating_add(nanos);
-    FileIdentity {
-        inode: meta.ino(),
-        ctime_ns: nanos(meta.ctime(), meta.ctime_nsec()),
-        mtime_ns: nanos(meta.mtime(), meta.mtime_nsec()),
-        size: meta.size(),
-    }
-}
-
-/// Changed within the last two seconds, or in the future: its times prove nothing.
-fn is_fresh(meta: &std::fs::Metadata) -> bool {
-    let trusted_until = SystemTime::now()
-        .checked_sub(FRESH)
-        .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
-        .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX));
-    let id = identity(meta);
-    id.mtime_ns > trusted_until || id.ctime_ns > trusted_until
-}
-
-fn read_full(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
 }
 
 fn check_name(name: &[u8]) -> Result<(), ArchiveError> {

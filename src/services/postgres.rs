@@ -14,6 +14,7 @@ pub mod control;
 pub mod facts;
 mod files;
 pub mod label;
+pub mod listing;
 mod locate;
 pub mod pitr;
 
@@ -38,6 +39,7 @@ use self::backup::{CopyError, SegmentRun, Source};
 use self::control::ControlFile;
 use self::facts::DatabaseFacts;
 use self::label::BackupLabel;
+use self::listing::Listing;
 use self::server::Stopped;
 use self::session::Session;
 use self::tree::Entry;
@@ -73,6 +75,8 @@ struct Begun {
     without_slot: Option<String>,
     databases: Vec<DatabaseFacts>,
     tablespaces: Vec<u32>,
+    /// The files that are in the archive so far.
+    listing: Listing,
     frozen: Option<Frozen>,
 }
 
@@ -80,6 +84,7 @@ struct Begun {
 struct Frozen {
     control: ControlFile,
     stopped: Stopped,
+    stop: Lsn,
     label: BackupLabel,
     segments: SegmentRun,
     databases: Vec<DatabaseFacts>,
@@ -104,6 +109,7 @@ impl Postgres {
         locate::refusal(&server).map_err(|why| access.error(ErrorKind::Setup, why))?;
         let source = locate::source(session, &access, server).await?;
 
+        let listing = source.listing(&run.scratch)?;
         let slot = slot_name(&run.run_id);
         let (name, label) = (slot.clone(), format!("lifeboat {}", run.run_id));
         let major = source.server.major();
@@ -135,6 +141,7 @@ impl Postgres {
             without_slot,
             databases,
             tablespaces,
+            listing,
             frozen: None,
         });
         Ok(())
@@ -197,7 +204,10 @@ impl Service for Postgres {
                     ..err
                 })
         };
-        tokio::task::block_in_place(|| begun.source.copy(archive, &mut heartbeat))
+        let Begun {
+            source, listing, ..
+        } = begun;
+        tokio::task::block_in_place(|| source.copy(archive, listing, &mut heartbeat))
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
@@ -303,13 +313,18 @@ impl Begun {
             segments: SegmentRun::between(timeline, size, label.start, stop),
             control,
             stopped,
+            stop,
             label,
             databases,
         })
     }
 
     /// Writes what makes the copy restorable.
-    fn write_last(&self, frozen: &Frozen, archive: &mut ArchiveWriter) -> Result<(), ServiceError> {
+    fn write_last(
+        &mut self,
+        frozen: &Frozen,
+        archive: &mut ArchiveWriter,
+    ) -> Result<(), ServiceError> {
         let source = &self.source;
         let meta = source.small_file_meta()?;
         let without_slot = self.without_slot.as_deref();
@@ -318,13 +333,29 @@ impl Begun {
                 .bytes(name, &meta, body)
                 .map_err(|err| source.copy_error(CopyError::from(err)))
         };
-        write(archive, "backup_label", frozen.stopped.label.as_bytes())?;
-        if !frozen.stopped.tablespace_map.trim().is_empty() {
-            let map = frozen.stopped.tablespace_map.as_bytes();
-            write(archive, "tablespace_map", map)?;
+        let (label, map) = (&frozen.stopped.label, &frozen.stopped.tablespace_map);
+        let control = ("global/pg_control", frozen.control.bytes.as_slice());
+        let mut first = vec![("backup_label", label.as_bytes())];
+        if !map.trim().is_empty() {
+            first.push(("tablespace_map", map.as_bytes()));
+        }
+        let unlisted = |err| source.copy_error(CopyError::Listing(err));
+        for (name, body) in first.iter().chain([&control]) {
+            let added = self.listing.add_bytes(name, meta.mtime_secs, body);
+            added.map_err(unlisted)?;
+        }
+        for (name, body) in first {
+            write(archive, name, body)?;
         }
         source.write_wal(archive, &frozen.segments, without_slot)?;
-        write(archive, "global/pg_control", &frozen.control.bytes)
+        let list = self
+            .listing
+            .finish(frozen.label.timeline, frozen.label.start, frozen.stop)
+            .map_err(unlisted)?;
+        archive
+            .spooled(listing::NAME, &meta, list)
+            .map_err(|err| source.copy_error(CopyError::from(err)))?;
+        write(archive, control.0, control.1)
     }
 
     async fn report(&self, mut frozen: Frozen) -> Result<ServiceReport, ServiceError> {

@@ -213,7 +213,7 @@ impl Cluster {
     }
 
     pub fn client_tool(&self, name: &str) -> Command {
-        let mut command = Command::new(newest_installed().join(name));
+        let mut command = Command::new(client_program(name));
         command
             .env("PGPASSWORD", PASSWORD)
             .env("PGHOST", "127.0.0.1")
@@ -236,6 +236,11 @@ pub fn config(vars: &[(&str, &str)]) -> Config {
 
 pub fn bin() -> PathBuf {
     std::env::var_os("LIFEBOAT_TEST_POSTGRES_BIN").map_or_else(newest_installed, PathBuf::from)
+}
+
+/// A program that comes with a whole installation.
+pub fn client_program(name: &str) -> PathBuf {
+    newest_installed().join(name)
 }
 
 /// The major version of the server under test.

@@ -31,7 +31,7 @@ pub(super) fn put_block(db: &Connection, id: &BlockId, at: Range<PackRef>) -> Re
 
 pub(super) fn file(db: &Connection, archive: &str, name: &[u8]) -> Result<Option<KnownFile>> {
     db.prepare_cached(
-        "SELECT met, inode, ctime, mtime, size, header, ranges FROM files WHERE archive = ?1 AND name = ?2",
+        "SELECT met, inode, ctime, mtime, size, header, ranges, crc32c FROM files WHERE archive = ?1 AND name = ?2",
     )?
     .query_row(params![archive, name], known_file)
     .optional()
@@ -53,6 +53,7 @@ fn known_file(row: &Row<'_>) -> Result<KnownFile> {
             identity,
             header_bytes: row.get::<_, i64>(5)?.cast_unsigned(),
             ranges: decode_ranges(row.get_ref(6)?.as_blob()?),
+            crc32c: row.get(7)?,
         },
     })
 }
@@ -65,19 +66,22 @@ pub(super) fn put_file(
     file: &CachedFile,
 ) -> Result<()> {
     let id = file.identity;
-    db.prepare_cached("INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
-        .execute(params![
-            archive,
-            name,
-            run,
-            id.map(|i| i.inode.cast_signed()),
-            id.map(|i| i.ctime_ns),
-            id.map(|i| i.mtime_ns),
-            id.map(|i| i.size.cast_signed()),
-            file.header_bytes.cast_signed(),
-            encode_ranges(&file.ranges),
-        ])
-        .map(drop)
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        archive,
+        name,
+        run,
+        id.map(|i| i.inode.cast_signed()),
+        id.map(|i| i.ctime_ns),
+        id.map(|i| i.mtime_ns),
+        id.map(|i| i.size.cast_signed()),
+        file.header_bytes.cast_signed(),
+        encode_ranges(&file.ranges),
+        file.crc32c,
+    ])
+    .map(drop)
 }
 
 pub(super) fn meet(db: &Connection, archive: &str, name: &[u8], run: i64) -> Result<()> {

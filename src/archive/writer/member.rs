@@ -1,7 +1,11 @@
 //! A body that arrives in pieces.
 
-use super::{ArchiveWriter, padding};
-use crate::archive::entry::ArchiveError;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
+
+use super::{ArchiveWriter, READ_BYTES, padding};
+use crate::archive::entry::{ArchiveError, Cut, EntryMeta};
 use crate::repository::cutter::Cutter;
 
 /// A body being streamed in. Dropping it unfinished breaks the archive: it can no longer be sealed.
@@ -11,6 +15,35 @@ pub struct Member<'a> {
     pub(super) name: String,
     pub(super) size: u64,
     pub(super) left: u64,
+    /// Whether its bytes are a service's data.
+    pub(super) counted: bool,
+}
+
+impl ArchiveWriter {
+    /// A file that this program made itself, and keeps on disk until it is written.
+    pub fn spooled(
+        &mut self,
+        name: &str,
+        meta: &EntryMeta,
+        spool: &mut File,
+    ) -> Result<(), ArchiveError> {
+        let failed = |source| ArchiveError::Read {
+            path: name.into(),
+            source,
+        };
+        spool.rewind().map_err(failed)?;
+        let size = spool.metadata().map_err(failed)?.size();
+        let mut member = self.member(name, meta, size, Cut::Content)?;
+        member.counted = false;
+        let mut piece = vec![0; READ_BYTES];
+        loop {
+            let got = spool.read(&mut piece).map_err(failed)?;
+            match piece.get(..got) {
+                Some([]) | None => return member.finish(),
+                Some(bytes) => member.write(bytes)?,
+            }
+        }
+    }
 }
 
 impl Member<'_> {
@@ -25,7 +58,9 @@ impl Member<'_> {
                         self.size
                     ),
                 })?;
-        self.writer.sink.count_read(bytes.len() as u64);
+        if self.counted {
+            self.writer.sink.count_read(bytes.len() as u64);
+        }
         let sink = &mut self.writer.sink;
         self.cutter.feed(bytes, |block| sink.block(block))?;
         Ok(())

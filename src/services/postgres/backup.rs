@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::access::Access;
 use super::control::{ControlError, ControlFile};
 use super::facts::Owner;
+use super::listing::Listing;
 use super::server::Server;
 use super::tree::{DataTree, Entry, TreeError};
 use super::wal::{self, Expected, SegmentError};
@@ -34,6 +35,8 @@ pub enum CopyError {
     Tree(#[from] TreeError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error("cannot keep the list of files in the scratch directory: {0}")]
+    Listing(#[source] std::io::Error),
     #[error(transparent)]
     Service(#[from] ServiceError),
 }
@@ -47,10 +50,17 @@ impl Source {
         self.with_tree(|tree| tree.walk(visit))
     }
 
+    /// Begins the list of the files that a backup holds.
+    pub fn listing(&self, scratch: &Path) -> Result<Listing, ServiceError> {
+        Listing::begin(scratch, self.server.major(), self.server.system_identifier)
+            .map_err(|err| self.copy_error(CopyError::Listing(err)))
+    }
+
     /// Copies the tree, all but `global/pg_control`. `heartbeat` is called now and then. Blocks.
     pub fn copy(
         &self,
         archive: &mut ArchiveWriter,
+        listing: &mut Listing,
         heartbeat: &mut dyn FnMut() -> Result<(), ServiceError>,
     ) -> Result<(), ServiceError> {
         let pages = Cut::Pages(self.server.block_bytes);
@@ -68,9 +78,12 @@ impl Source {
                 } => {
                     let cut = if is_relation { pages } else { Cut::Content };
                     // A file that vanished, grew or shrank is repaired by replaying the WAL.
-                    archive
-                        .file(&name, &path, cut, OnChange::Repaired)
+                    let sum = archive
+                        .summed_file(&name, &path, cut, OnChange::Repaired, None)
                         .map_err(|err| err.shown_as(&shown))?;
+                    if let Some(sum) = sum {
+                        listing.add(&name, &sum).map_err(CopyError::Listing)?;
+                    }
                 }
             }
             if beat.elapsed() >= HEARTBEAT {

@@ -13,6 +13,7 @@ use super::backup::read_control;
 use super::facts::Facts;
 use super::label::BackupLabel;
 use super::pitr::Replay;
+use super::listing;
 use super::recovery::{self, AUTO_CONF};
 use super::server::Server;
 use super::session::Session;
@@ -251,6 +252,14 @@ impl PostgresRestore {
         })
     }
 
+    /// The list of the backup's files says nothing of a directory that a server has written to.
+    fn remove_list(&self) {
+        let path = self.root.join(listing::NAME);
+        if let Err(err) = crate::durable::remove(&path) {
+            tracing::warn!(service = %self.access.service, "{} is of no use any more and cannot be removed: {err}", path.display());
+        }
+    }
+
     fn before(&self) -> std::io::Result<Before> {
         let text = match std::fs::read_to_string(self.root.join(AUTO_CONF)) {
             Ok(text) => text,
@@ -349,7 +358,10 @@ impl Restore for PostgresRestore {
             // and they stay journalled.
             return compared.map(drop);
         }
-        tokio::task::block_in_place(|| self.remove_settings())?;
+        tokio::task::block_in_place(|| {
+            self.remove_list();
+            self.remove_settings()
+        })?;
         if let Some(entry) = entry {
             run.journal.done(&entry).map_err(journal_error)?;
         }

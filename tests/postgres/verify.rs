@@ -1,0 +1,71 @@
+//! PostgreSQL's own `pg_verifybackup` looks at what was unpacked.
+
+use std::path::Path;
+use std::process::Command;
+
+use lifeboat::services::postgres::PostgresRestore;
+
+use crate::cluster::{Cluster, client_program, config, own, run};
+use crate::place::Place;
+
+/// Unpacks the newest backup and has it compared with its list of files, and its WAL read.
+pub fn accepts(place: &Place) {
+    let unpacked = unpack(place);
+    let said = run(&mut tool(&unpacked.path().join("data")));
+    assert!(said.contains("successfully verified"), "{said}");
+}
+
+fn unpack(place: &Place) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let target = Cluster::empty();
+    let restore = PostgresRestore::new(&config(&[]), &target.stack()).unwrap();
+    place.unpack(&restore, &home.path().join("data"));
+    home
+}
+
+fn tool(data: &Path) -> Command {
+    let mut command = Command::new(client_program("pg_verifybackup"));
+    command.arg(data);
+    command
+}
+
+#[test]
+fn what_is_not_as_it_was_backed_up_is_found_by_the_servers_own_tool() {
+    let cluster = Cluster::new();
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id; CHECKPOINT");
+    // A server keeps the list of the base backup that it was made from.
+    std::fs::write(cluster.data.join("backup_manifest"), "of another backup").unwrap();
+    own(&cluster.data.join("backup_manifest"), 0o600);
+    let place = Place::new();
+    place.backup(&mut crate::service(&cluster), || ()).unwrap();
+    accepts(&place);
+
+    let table = cluster.text("SELECT pg_relation_filepath('t')");
+    let refuses = |change: &dyn Fn(&Path), word: &str| {
+        let unpacked = unpack(&place);
+        let data = unpacked.path().join("data");
+        change(&data);
+        let output = tool(&data).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains(word), "\"{word}\" is not in: {said}");
+    };
+    let flip = |data: &Path, file: &str| {
+        let path = data.join(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    refuses(&|data| flip(data, &table), "checksum mismatch");
+    refuses(&|data| flip(data, "global/pg_control"), "checksum mismatch");
+    refuses(&|data| flip(data, "backup_manifest"), "manifest");
+    refuses(
+        &|data| std::fs::remove_file(data.join(&table)).unwrap(),
+        "is present in the manifest but not on disk",
+    );
+    refuses(
+        &|data| std::fs::write(data.join("base/stray"), "").unwrap(),
+        "is present on disk but not in the manifest",
+    );
+}

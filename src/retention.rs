@@ -1,7 +1,8 @@
 //! Which backups stay: decisions only, without a clock and without I/O.
 //!
 //! A backup is kept when any rule wants it. The newest good one is kept whatever the policy says. Only good
-//! backups are counted: one whose manifest cannot be read fills no place, and is never dropped here. When
+//! backups are counted: one whose manifest cannot be read fills no place, and is never dropped here; one of
+//! data that was damaged already takes no good one's place, and has places of its own. When
 //! the newest backup shrank beyond the limit, nothing is dropped until a person agrees.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ pub struct Candidate {
     pub raw_bytes: u64,
     /// Counts of each archive, by "archive: count".
     pub counts: BTreeMap<String, u64>,
+    /// It holds what was damaged in a service already.
+    pub damaged: bool,
 }
 
 impl Candidate {
@@ -39,6 +42,7 @@ impl Candidate {
             finished: manifest.finished,
             raw_bytes: manifest.raw_bytes,
             counts: counts.collect(),
+            damaged: !manifest.damage().is_empty(),
         }
     }
 }
@@ -56,10 +60,42 @@ pub struct Decision {
 /// The first day of the period a day is in.
 type FirstDay = fn(Date) -> Date;
 
-/// Decides over good backups of one project, in any order.
+/// Decides over backups of one project, in any order.
 ///
 /// `accepted` is the newest backup at the time a person last agreed to a shrink: older ones do not freeze.
 pub fn decide(
+    policy: &RetentionPolicy,
+    backups: &[Candidate],
+    accepted: Option<&str>,
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Decision {
+    let (damaged, good): (Vec<_>, Vec<_>) = backups.iter().cloned().partition(|b| b.damaged);
+    let mut decision = decide_alike(policy, &good, accepted, now, zone);
+    let newest_good = good.iter().map(|b| b.finished).max();
+    // What damage took away is no shrink.
+    let no_limit = RetentionPolicy {
+        shrink_limit_percent: 0,
+        ..policy.clone()
+    };
+    let beside = decide_alike(&no_limit, &damaged, None, now, zone);
+    decision.drop.extend(beside.drop);
+    for (id, mut why) in beside.keep {
+        let finished = damaged.iter().find(|b| b.id == id).map(|b| b.finished);
+        if finished < newest_good {
+            why.retain(|reason| reason != "newest");
+        }
+        match (why.is_empty(), &decision.frozen) {
+            (false, _) => decision.keep.push((id, why)),
+            (true, Some(_)) => decision.keep.push((id, vec!["frozen".to_owned()])),
+            (true, None) => decision.drop.push(id),
+        }
+    }
+    decision
+}
+
+/// Decides over backups that are all good, or all damaged.
+fn decide_alike(
     policy: &RetentionPolicy,
     backups: &[Candidate],
     accepted: Option<&str>,
@@ -188,279 +224,4 @@ fn shrunk_since(policy: &RetentionPolicy, newer: &Candidate, before: &Candidate)
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    fn backup(text: &str) -> Candidate {
-        Candidate {
-            id: text.to_owned(),
-            finished: at(text),
-            raw_bytes: 1000,
-            counts: BTreeMap::new(),
-        }
-    }
-
-    fn none() -> RetentionPolicy {
-        RetentionPolicy {
-            shrink_limit_percent: 50,
-            ..RetentionPolicy::default()
-        }
-    }
-
-    fn kept(decision: &Decision) -> Vec<&str> {
-        decision.keep.iter().map(|(id, _)| id.as_str()).collect()
-    }
-
-    #[test]
-    fn the_newest_backup_stays_whatever_the_policy_says() {
-        let policy = RetentionPolicy {
-            within_days: Some(1),
-            ..none()
-        };
-        let old = [
-            backup("2026-01-01T03:00:00Z"),
-            backup("2026-01-02T03:00:00Z"),
-        ];
-        let decision = decide(
-            &policy,
-            &old,
-            None,
-            at("2026-11-22T00:00:00Z"),
-            &TimeZone::UTC,
-        );
-        assert_eq!(kept(&decision), ["2026-01-02T03:00:00Z"]);
-    }
-
-    #[test]
-    fn without_any_rule_everything_stays() {
-        let old = [
-            backup("2025-01-01T03:00:00Z"),
-            backup("2026-01-02T03:00:00Z"),
-        ];
-        assert!(
-            decide(
-                &none(),
-                &old,
-                None,
-                at("2026-11-22T00:00:00Z"),
-                &TimeZone::UTC
-            )
-            .drop
-            .is_empty()
-        );
-    }
-
-    #[test]
-    fn days_weeks_and_months_keep_the_newest_of_each_that_has_any() {
-        let policy = RetentionPolicy {
-            daily: Some(2),
-            weekly: Some(2),
-            monthly: Some(2),
-            ..none()
-        };
-        let all = [
-            "2026-09-30T03:00:00Z",
-            "2026-10-31T03:00:00Z",
-            "2026-11-12T03:00:00Z",
-            "2026-11-13T03:00:00Z",
-            "2026-11-20T02:00:00Z",
-            "2026-11-20T03:00:00Z",
-        ];
-        let backups: Vec<_> = all.iter().map(|t| backup(t)).collect();
-        let decision = decide(
-            &policy,
-            &backups,
-            None,
-            at("2026-11-22T00:00:00Z"),
-            &TimeZone::UTC,
-        );
-        assert_eq!(
-            kept(&decision),
-            [
-                "2026-11-20T03:00:00Z",
-                "2026-11-13T03:00:00Z",
-                "2026-10-31T03:00:00Z"
-            ]
-        );
-    }
-
-    #[test]
-    fn a_late_run_does_not_cost_a_day_and_missed_days_cost_nothing() {
-        let policy = RetentionPolicy {
-            daily: Some(3),
-            ..none()
-        };
-        let backups: Vec<_> = [
-            "2026-11-01T03:00:00Z",
-            "2026-11-05T03:00:00Z",
-            "2026-11-20T03:00:00Z",
-        ]
-        .map(backup)
-        .into();
-        assert!(
-            decide(
-                &policy,
-                &backups,
-                None,
-                at("2026-11-22T00:00:00Z"),
-                &TimeZone::UTC
-            )
-            .drop
-            .is_empty()
-        );
-    }
-
-    #[test]
-    fn days_are_those_of_the_time_zone() {
-        let policy = RetentionPolicy {
-            daily: Some(1),
-            ..none()
-        };
-        // 23:30 and 00:30 in Berlin: two days there, one in UTC.
-        let backups: Vec<_> = ["2026-11-19T22:30:00Z", "2026-11-19T23:30:00Z"]
-            .map(backup)
-            .into();
-        let berlin = TimeZone::get("Europe/Berlin").unwrap();
-        let both = RetentionPolicy {
-            daily: Some(2),
-            ..none()
-        };
-        assert_eq!(
-            decide(
-                &policy,
-                &backups,
-                None,
-                at("2026-11-20T00:00:00Z"),
-                &TimeZone::UTC
-            )
-            .keep
-            .len(),
-            1
-        );
-        assert_eq!(
-            decide(
-                &both,
-                &backups,
-                None,
-                at("2026-11-20T00:00:00Z"),
-                &TimeZone::UTC
-            )
-            .keep
-            .len(),
-            1
-        );
-        assert_eq!(
-            decide(&both, &backups, None, at("2026-11-20T00:00:00Z"), &berlin)
-                .keep
-                .len(),
-            2
-        );
-    }
-
-    #[test]
-    fn a_backup_that_shrank_or_lost_counts_freezes_retention() {
-        let policy = RetentionPolicy {
-            last: Some(1),
-            ..none()
-        };
-        let old = Candidate {
-            counts: BTreeMap::from([("qdrant: points".to_owned(), 100)]),
-            ..backup("2026-11-19T03:00:00Z")
-        };
-        let now = at("2026-11-22T00:00:00Z");
-        let good = Candidate {
-            counts: old.counts.clone(),
-            ..backup("2026-11-20T03:00:00Z")
-        };
-        assert_eq!(
-            decide(
-                &policy,
-                &[old.clone(), good.clone()],
-                None,
-                now,
-                &TimeZone::UTC
-            )
-            .drop,
-            ["2026-11-19T03:00:00Z"]
-        );
-        let small = Candidate {
-            raw_bytes: 499,
-            ..good.clone()
-        };
-        let emptied = Candidate {
-            counts: BTreeMap::new(),
-            ..good
-        };
-        for bad in [small, emptied] {
-            let decision = decide(&policy, &[old.clone(), bad], None, now, &TimeZone::UTC);
-            assert!(
-                decision.drop.is_empty() && decision.frozen.is_some(),
-                "{decision:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_freeze_lasts_until_a_person_agrees() {
-        let policy = RetentionPolicy {
-            last: Some(1),
-            ..none()
-        };
-        let small = |text: &str| Candidate {
-            raw_bytes: 10,
-            ..backup(text)
-        };
-        let backups = [
-            backup("2026-11-18T03:00:00Z"),
-            small("2026-11-19T03:00:00Z"),
-            small("2026-11-20T03:00:00Z"),
-        ];
-        let now = at("2026-11-22T00:00:00Z");
-        let decision = decide(&policy, &backups, None, now, &TimeZone::UTC);
-        assert!(
-            decision.drop.is_empty() && decision.frozen.is_some(),
-            "{decision:?}"
-        );
-        let decision = decide(
-            &policy,
-            &backups,
-            Some("2026-11-19T03:00:00Z"),
-            now,
-            &TimeZone::UTC,
-        );
-        assert_eq!(
-            decision.drop,
-            ["2026-11-19T03:00:00Z", "2026-11-18T03:00:00Z"]
-        );
-    }
-
-    #[test]
-    fn backups_from_the_future_are_kept_and_take_nobodys_place() {
-        let policy = RetentionPolicy {
-            last: Some(1),
-            ..none()
-        };
-        let backups = [
-            "2027-06-01T03:00:00Z",
-            "2026-11-20T03:00:00Z",
-            "2026-11-19T03:00:00Z",
-        ]
-        .map(backup);
-        let decision = decide(
-            &policy,
-            &backups,
-            None,
-            at("2026-11-22T00:00:00Z"),
-            &TimeZone::UTC,
-        );
-        assert_eq!(
-            kept(&decision),
-            ["2026-11-20T03:00:00Z", "2027-06-01T03:00:00Z"]
-        );
-    }
-}
+mod tests;

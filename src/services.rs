@@ -88,6 +88,14 @@ pub struct ServiceReport {
     pub warnings: Vec<String>,
 }
 
+impl ServiceReport {
+    /// What was damaged in the service already, as a sentence, which every adapter may have in its `facts`:
+    /// the backup is complete and kept, and does not count as a good one.
+    pub fn damage(&self) -> Option<&str> {
+        self.facts.get("damage")?.as_str()
+    }
+}
+
 /// One line of `doctor`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {

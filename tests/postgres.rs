@@ -4,6 +4,8 @@
 
 #[path = "postgres/cluster.rs"]
 mod cluster;
+#[path = "postgres/damage.rs"]
+mod damage;
 #[path = "postgres/load.rs"]
 mod load;
 #[path = "postgres/place.rs"]

@@ -42,7 +42,11 @@ pub struct Outcome {
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let outcome = make(context, "backup", args).await?;
-    Ok(output::print(context.json, &outcome, text)?)
+    output::print(context.json, &outcome, text)?;
+    match outcome.manifest.damage() {
+        damage if damage.is_empty() => Ok(()),
+        damage => Err(Failure::damage(damage.join("; "))),
+    }
 }
 
 /// Makes one backup, applies retention, and remembers how it went.
@@ -56,12 +60,13 @@ pub(super) async fn make(
         .map_err(Failure::from);
     match &result {
         Ok(outcome) => {
-            Record::note_backup(&context.config.state, Ok(&outcome.manifest.id));
+            let damage = outcome.manifest.damage();
+            Record::note_backup(&context.config.state, Ok(&outcome.manifest.id), &damage);
             Record::update(&context.config.state, |r| {
                 r.retention_frozen.clone_from(&outcome.retention.frozen);
             });
         }
-        Err(failure) => Record::note_backup(&context.config.state, Err(&failure.to_string())),
+        Err(failure) => Record::note_backup(&context.config.state, Err(&failure.to_string()), &[]),
     }
     result
 }

@@ -24,6 +24,8 @@ struct Row {
     skew_ms: u64,
     services: BTreeMap<String, String>,
     warnings: usize,
+    /// It holds what was damaged in a service already, and is not a good one.
+    damaged: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     imported: Option<Imported>,
 }
@@ -46,6 +48,7 @@ pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
                         .iter()
                         .map(|a| a.report.warnings.len())
                         .sum::<usize>(),
+                damaged: !manifest.damage().is_empty(),
                 id: manifest.id,
                 finished: manifest.finished,
                 host: manifest.host,
@@ -109,6 +112,11 @@ fn text(rows: &[Row], zone: &str) -> String {
 fn remarks(row: &Row) -> String {
     let imported = row.imported.as_ref().map(|_| "imported".to_owned());
     let warnings = (row.warnings > 0).then(|| format!("{} warnings: see show", row.warnings));
-    let remarks: Vec<String> = imported.into_iter().chain(warnings).collect();
+    let damaged = row.damaged.then(|| "DAMAGED".to_owned());
+    let remarks: Vec<String> = imported
+        .into_iter()
+        .chain(damaged)
+        .chain(warnings)
+        .collect();
     remarks.join(", ")
 }

@@ -184,7 +184,11 @@ fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> 
             report: part.report.context("a service did not report")?,
         };
         for warning in &notes.report.warnings {
-            tracing::warn!(service = part.service.name(), "{warning}");
+            if notes.report.damage() == Some(warning.as_str()) {
+                tracing::error!(service = part.service.name(), "{warning}");
+            } else {
+                tracing::warn!(service = part.service.name(), "{warning}");
+            }
         }
         ended_archives.push((ended, notes));
     }

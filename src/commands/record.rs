@@ -93,19 +93,21 @@ impl Record {
                 Err(&format!(
                     "the backup begun at {begun:.0} did not end: the process was killed"
                 )),
+                &[],
             );
         }
     }
 
-    /// Notes a backup's end.
-    pub fn note_backup(state: &Path, result: Result<&str, &str>) {
+    /// Notes a backup's end, and what in it was damaged in the services already: then it is not a good one.
+    pub fn note_backup(state: &Path, result: Result<&str, &str>, damage: &[String]) {
+        let damaged = (!damage.is_empty()).then(|| damage.join("; "));
         let run = Run {
             finished: Timestamp::now(),
             backup: result.ok().map(str::to_owned),
-            error: result.err().map(str::to_owned),
+            error: result.err().map(str::to_owned).or(damaged),
         };
         Self::update(state, |record| {
-            if result.is_ok() {
+            if run.error.is_none() {
                 record.last_good_backup = Some(run.clone());
             }
             record.running = None;
@@ -124,9 +126,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_backup_of_damaged_data_is_remembered_and_no_good_one() {
+        let state = tempfile::tempdir().unwrap();
+        Record::note_backup(state.path(), Ok("one"), &[]);
+        Record::note_backup(state.path(), Ok("two"), &["db: 1 page".to_owned()]);
+        let record = Record::load(state.path());
+        let last = record.last_backup.unwrap();
+        assert_eq!(last.backup.as_deref(), Some("two"));
+        assert_eq!(last.error.as_deref(), Some("db: 1 page"));
+        let good = record.last_good_backup.unwrap();
+        assert_eq!(good.backup.as_deref(), Some("one"));
+    }
+
+    #[test]
     fn a_backup_that_never_ended_is_noted_as_killed() {
         let state = tempfile::tempdir().unwrap();
-        Record::note_backup(state.path(), Ok("one"));
+        Record::note_backup(state.path(), Ok("one"), &[]);
         Record::note_killed(state.path());
         assert_eq!(Record::load(state.path()).last_backup.unwrap().error, None);
         Record::note_begin(state.path());

@@ -51,12 +51,13 @@ pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
 
 fn trouble(record: &Record, now: Timestamp) -> Vec<String> {
     let mut found = Vec::new();
-    if let Some(error) = record
-        .last_backup
-        .as_ref()
-        .and_then(|run| run.error.as_ref())
+    if let Some(run) = &record.last_backup
+        && let Some(error) = &run.error
     {
-        found.push(format!("the last backup failed: {error}"));
+        found.push(match &run.backup {
+            Some(id) => format!("the last backup, {id}, is not a good one: {error}"),
+            None => format!("the last backup failed: {error}"),
+        });
     }
     // A backup that worked since says that the stack is well again.
     let good_since = |run: &Run| {
@@ -88,6 +89,14 @@ fn text(status: &Status, zone: &str) -> String {
     let mut line = |what: &str, run: Option<&Run>| {
         let said = match run {
             None => "none yet".to_owned(),
+            Some(Run {
+                finished,
+                backup: Some(backup),
+                error: Some(error),
+            }) if what == "last backup" => format!(
+                "{backup} at {}, DAMAGED: {error}",
+                output::time(*finished, zone)
+            ),
             Some(Run {
                 finished,
                 error: Some(error),

@@ -137,6 +137,15 @@ impl Manifest {
         }
     }
 
+    /// What was damaged in the services already, a sentence for each.
+    pub fn damage(&self) -> Vec<String> {
+        let said = |archive: &ArchiveRecord| {
+            let damage = archive.report.damage()?;
+            Some(format!("{}: {damage}", archive.name))
+        };
+        self.archives.iter().filter_map(said).collect()
+    }
+
     pub fn archive(&self, name: &str) -> Option<&ArchiveRecord> {
         self.archives.iter().find(|archive| archive.name == name)
     }

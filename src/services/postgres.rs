@@ -16,10 +16,11 @@ mod files;
 pub mod label;
 pub mod listing;
 mod locate;
+pub mod pages;
 pub mod pitr;
-
 pub mod records;
 mod recovery;
+mod report;
 pub mod restore;
 pub mod rules;
 pub mod server;
@@ -29,17 +30,16 @@ mod tablespaces;
 pub mod tree;
 pub mod wal;
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use jiff::Timestamp;
 
 use self::access::Access;
-use self::backup::{CopyError, SegmentRun, Source};
+use self::backup::{CopyError, Noted, SegmentRun, Source};
 use self::control::ControlFile;
 use self::facts::DatabaseFacts;
 use self::label::BackupLabel;
 use self::listing::Listing;
+use self::pages::DamagedPages;
 use self::server::Stopped;
 use self::session::Session;
 use self::tree::Entry;
@@ -77,6 +77,9 @@ struct Begun {
     tablespaces: Vec<u32>,
     /// The files that are in the archive so far.
     listing: Listing,
+    damaged: DamagedPages,
+    /// Where replay will begin.
+    start: Lsn,
     frozen: Option<Frozen>,
 }
 
@@ -129,12 +132,18 @@ impl Postgres {
                 Ok((server::databases(client)?, server::tablespaces(client)?))
             })
             .await?;
-        session
+        let start = session
             .run("begin the backup", move |client| {
                 Ok(server::start(client, major, &label))
             })
             .await?
             .map_err(|err| locate::start_error(&source, err))?;
+        let start = Lsn::parse(&start).ok_or_else(|| {
+            access.error(
+                ErrorKind::Damaged,
+                format!("the server began the backup at \"{start}\""),
+            )
+        })?;
         held.begun = Some(Begun {
             source,
             slot,
@@ -142,6 +151,8 @@ impl Postgres {
             databases,
             tablespaces,
             listing,
+            damaged: DamagedPages::default(),
+            start,
             frozen: None,
         });
         Ok(())
@@ -205,9 +216,14 @@ impl Service for Postgres {
                 })
         };
         let Begun {
-            source, listing, ..
+            source,
+            listing,
+            damaged,
+            start,
+            ..
         } = begun;
-        tokio::task::block_in_place(|| source.copy(archive, listing, &mut heartbeat))
+        let noted = Noted { listing, damaged };
+        tokio::task::block_in_place(|| source.copy(archive, *start, noted, &mut heartbeat))
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
@@ -357,109 +373,6 @@ impl Begun {
             .map_err(|err| source.copy_error(CopyError::from(err)))?;
         write(archive, control.0, control.1)
     }
-
-    async fn report(&self, mut frozen: Frozen) -> Result<ServiceReport, ServiceError> {
-        let source = &self.source;
-        let (access, server) = (&source.access, &source.server);
-        let mut warnings = self.warnings();
-        for database in frozen.databases.iter_mut().filter(|d| d.counted) {
-            match census(access, &database.name).await {
-                Ok((tables, rows)) => {
-                    database.tables = Some(tables);
-                    database.rows_estimate = Some(rows);
-                }
-                Err(err) => warnings.push(format!(
-                    "the tables of database \"{}\" could not be counted: {}",
-                    database.name, err.message
-                )),
-            }
-        }
-        let mut counts = BTreeMap::from([(
-            "databases".to_owned(),
-            frozen.databases.iter().filter(|d| d.counted).count() as u64,
-        )]);
-        let tables: Option<u64> = frozen
-            .databases
-            .iter()
-            .filter(|d| d.counted)
-            .map(|d| d.tables)
-            .sum();
-        // A sum with a gap in it would look like a loss.
-        counts.extend(tables.map(|tables| ("tables".to_owned(), tables)));
-        let facts = self.facts(frozen)?;
-        Ok(ServiceReport {
-            version: server.version.clone(),
-            counts,
-            facts: serde_json::to_value(facts).map_err(|err| {
-                access.error(ErrorKind::Io, format!("cannot write the report: {err}"))
-            })?,
-            warnings,
-        })
-    }
-
-    fn facts(&self, frozen: Frozen) -> Result<Facts, ServiceError> {
-        let source = &self.source;
-        let server = &source.server;
-        let segments = frozen.segments;
-        let tablespaces = label::parse_map(&frozen.stopped.tablespace_map).map_err(|why| {
-            source.access.error(
-                ErrorKind::Damaged,
-                format!("the server's tablespace map cannot be read: {why}"),
-            )
-        })?;
-        Ok(Facts {
-            system_identifier: server.system_identifier.to_string(),
-            major: server.major(),
-            catalog_version: server.catalog_version,
-            control_version: server.control_version,
-            timeline: segments.timeline,
-            start_lsn: frozen.label.start.to_string(),
-            stop_lsn: frozen.stopped.lsn,
-            stopped: frozen.stopped.at,
-            first_segment: segments.size.name(segments.timeline, segments.first),
-            last_segment: segments.size.name(segments.timeline, segments.last),
-            wal_segments: segments.count(),
-            wal_segment_bytes: segments.size.bytes(),
-            block_bytes: server.block_bytes,
-            page_checksums: server.page_checksums,
-            data_directory: server.data_directory.clone().into(),
-            owner: source.owner()?,
-            tablespaces,
-            databases: frozen.databases,
-            max_connections: server.max_connections.clone(),
-            copied: None,
-        })
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let server = &self.source.server;
-        let outside = [&server.config_file, &server.hba_file]
-            .into_iter()
-            .filter(|file| !std::path::Path::new(file).starts_with(&server.data_directory))
-            .map(|file| {
-                format!("{file} lies outside the data directory and is not in this backup: keep a copy of it")
-            });
-        let slot = self.without_slot.iter().map(|why| {
-            format!("no replication slot kept the WAL during the backup ({why}); it was complete nevertheless")
-        });
-        let wal = std::fs::read_link(self.source.data.join("pg_wal"))
-            .into_iter()
-            .map(|target| {
-                format!(
-                    "pg_wal is a link to {}: a restore puts the WAL into the data directory",
-                    target.display()
-                )
-            });
-        outside.chain(slot).chain(wal).collect()
-    }
-}
-
-/// Counts the tables of one database, on a connection of its own.
-async fn census(access: &Access, database: &str) -> Result<(u64, u64), ServiceError> {
-    let session = Session::open_at(access, access.attempts_at(database)).await?;
-    let counted = session.run("count the tables", server::census).await;
-    session.close().await;
-    counted
 }
 
 async fn estimate(access: &Access) -> Result<u64, ServiceError> {

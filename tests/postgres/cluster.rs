@@ -245,13 +245,22 @@ pub fn client_program(name: &str) -> PathBuf {
 
 /// The major version of the server under test.
 pub fn major() -> u32 {
-    let output = Command::new(bin().join("postgres"))
+    major_of(&bin())
+}
+
+fn major_of(bin: &Path) -> u32 {
+    let output = Command::new(bin.join("postgres"))
         .arg("--version")
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let version = text.split_whitespace().nth(2).unwrap();
     version.split('.').next().unwrap().parse().unwrap()
+}
+
+/// Which major version the whole installation is of.
+pub fn newest_installed_major() -> u32 {
+    major_of(&newest_installed())
 }
 
 fn newest_installed() -> PathBuf {

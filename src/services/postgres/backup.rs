@@ -10,11 +10,11 @@ use super::access::Access;
 use super::control::{ControlError, ControlFile};
 use super::facts::Owner;
 use super::listing::Listing;
+use super::pages::{DamagedPages, PageCheck, PageRules};
 use super::server::Server;
 use super::tree::{DataTree, Entry, TreeError};
 use super::wal::{self, Expected, SegmentError};
-use crate::archive::ArchiveError;
-use crate::archive::{ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange};
+use crate::archive::{ArchiveError, ArchiveWriter, Cut, EntryMeta, FileOutcome, OnChange, Watch};
 use crate::services::{ErrorKind, ServiceError};
 
 /// How often the session is used while files are copied: its loss is noticed then, not hours later.
@@ -26,6 +26,12 @@ pub struct Source {
     pub access: Access,
     pub server: Server,
     pub data: PathBuf,
+}
+
+/// What is noted of the files as they are copied.
+pub struct Noted<'a> {
+    pub listing: &'a mut Listing,
+    pub damaged: &'a mut DamagedPages,
 }
 
 /// Why files could not be copied.
@@ -56,14 +62,20 @@ impl Source {
             .map_err(|err| self.copy_error(CopyError::Listing(err)))
     }
 
-    /// Copies the tree, all but `global/pg_control`. `heartbeat` is called now and then. Blocks.
+    /// Copies the tree, all but `global/pg_control`, in a backup that began at `start`. `heartbeat` is called
+    /// now and then. Blocks.
     pub fn copy(
         &self,
         archive: &mut ArchiveWriter,
-        listing: &mut Listing,
+        start: wal::Lsn,
+        noted: Noted<'_>,
         heartbeat: &mut dyn FnMut() -> Result<(), ServiceError>,
     ) -> Result<(), ServiceError> {
-        let pages = Cut::Pages(self.server.block_bytes);
+        let rules = PageRules {
+            block_bytes: self.server.block_bytes,
+            start,
+        };
+        let segment_blocks = self.control()?.segment_blocks;
         let mut beat = Instant::now();
         self.walk::<CopyError>(&mut |entry| {
             match entry {
@@ -74,15 +86,25 @@ impl Source {
                     name,
                     path,
                     shown,
-                    pages: is_relation,
+                    pages,
                 } => {
-                    let cut = if is_relation { pages } else { Cut::Content };
+                    let checked = pages && self.server.page_checksums;
+                    let mut check = checked.then(|| PageCheck::new(rules, &name, segment_blocks));
+                    let cut = if pages {
+                        Cut::Pages(rules.block_bytes)
+                    } else {
+                        Cut::Content
+                    };
+                    let watch = check.as_mut().map(|check| check as &mut dyn Watch);
                     // A file that vanished, grew or shrank is repaired by replaying the WAL.
                     let sum = archive
-                        .summed_file(&name, &path, cut, OnChange::Repaired, None)
+                        .summed_file(&name, &path, cut, OnChange::Repaired, watch)
                         .map_err(|err| err.shown_as(&shown))?;
                     if let Some(sum) = sum {
-                        listing.add(&name, &sum).map_err(CopyError::Listing)?;
+                        noted.listing.add(&name, &sum).map_err(CopyError::Listing)?;
+                    }
+                    if let Some(check) = check {
+                        noted.damaged.add(&name, &check.damaged);
                     }
                 }
             }

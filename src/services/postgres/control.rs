@@ -30,6 +30,8 @@ pub struct ControlFile {
     pub timeline: u32,
     pub max_connections: u32,
     pub block_bytes: u32,
+    /// How many blocks a relation's file has before the next one begins.
+    pub segment_blocks: u32,
     /// `None` for what is no size of a segment.
     pub segment_size: Option<SegmentSize>,
     pub page_checksums: bool,
@@ -123,6 +125,7 @@ impl ControlFile {
             timeline: number(48)?,
             max_connections: number(180)?,
             block_bytes: number(216)?,
+            segment_blocks: number(220)?,
             segment_size: SegmentSize::new(number(228)?.into()),
             page_checksums: number(252)? != 0,
             bytes,
@@ -216,6 +219,7 @@ mod tests {
             assert_eq!(control.state, State::ShutDown);
             assert_eq!((control.redo, control.timeline), (control.checkpoint, 1));
             assert_eq!((control.max_connections, control.block_bytes), (100, 8192));
+            assert_eq!(control.segment_blocks, 131_072);
             assert_eq!(control.segment_size.unwrap().bytes() % (1 << 20), 0);
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::label::Tablespace;
+use super::pages::DamagedPages;
 use crate::services::ServiceReport;
 use crate::stack::is_plain;
 
@@ -35,6 +36,11 @@ pub struct Facts {
     /// Set when the files were copied without this program: there is no recovery of its own to set up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
+    /// See [`ServiceReport::damage`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged_pages: Option<DamagedPages>,
 }
 
 /// How a data directory was copied without this program.

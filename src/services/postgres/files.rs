@@ -286,6 +286,8 @@ impl PostgresFiles {
             databases: Vec::new(),
             max_connections: control.max_connections.to_string(),
             copied: Some(found.copied),
+            damage: None,
+            damaged_pages: None,
         })
     }
 

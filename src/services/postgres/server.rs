@@ -188,14 +188,14 @@ pub fn drop_slot(client: &mut Client, name: &str) -> Result<(), Error> {
         .map(|_| ())
 }
 
-/// Begins the backup, with a checkpoint at once.
-pub fn start(client: &mut Client, major: u32, label: &str) -> Result<(), Error> {
+/// Begins the backup, with a checkpoint at once; the position where replay will begin.
+pub fn start(client: &mut Client, major: u32, label: &str) -> Result<String, Error> {
     let call = if major >= 15 {
         "SELECT pg_backup_start($1, fast => true)::text"
     } else {
         "SELECT pg_start_backup($1, true, false)::text"
     };
-    client.execute(call, &[&label]).map(|_| ())
+    Ok(client.query_one(call, &[&label])?.get(0))
 }
 
 /// What the end of a backup returns.

@@ -107,7 +107,23 @@ pub struct Check {
     pub caution: bool,
 }
 
+/// The checks that a person may have ignored (`restore --ignore`), by the end of their subject.
+pub const IGNORABLE: [&str; 2] = ["extensions", "libraries"];
+
 impl Check {
+    /// Takes a refusal for a caution when a person says so.
+    #[must_use]
+    pub fn unless_ignored(self, ignored: &[String]) -> Self {
+        let named = ignored.iter().any(|name| {
+            let subject = self.subject.strip_suffix(name.as_str());
+            IGNORABLE.contains(&name.as_str()) && subject.is_some_and(|s| s.ends_with(": "))
+        });
+        match &self.outcome {
+            Err(why) if named => Self::caution(self.subject.clone(), format!("ignored: {why}")),
+            _ => self,
+        }
+    }
+
     pub fn good(subject: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
             subject: subject.into(),
@@ -215,5 +231,26 @@ impl ServiceError {
 
     pub const fn is_transient(&self) -> bool {
         matches!(self.kind, ErrorKind::Unreachable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_ignored_is() {
+        let ignored = ["extensions".to_owned(), "version".to_owned()];
+        let check = |subject: &str| Check::bad(subject, "no").unless_ignored(&ignored);
+        assert!(check("db: extensions").caution);
+        assert!(check("db: extensions").outcome.is_ok());
+        for kept in ["db: version", "db: libraries", "db: other extensions"] {
+            assert!(check(kept).outcome.is_err(), "{kept}");
+        }
+        assert!(
+            !Check::good("db: extensions", "all")
+                .unless_ignored(&ignored)
+                .caution
+        );
     }
 }

@@ -14,6 +14,8 @@ mod place;
 mod refusals;
 #[path = "postgres/sessions.rs"]
 mod sessions;
+#[path = "postgres/target.rs"]
+mod target;
 #[path = "postgres/verify.rs"]
 mod verify;
 

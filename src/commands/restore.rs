@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -50,6 +51,9 @@ pub struct Args {
     /// Without the Docker API: the services that must be stopped are stopped, whatever it looks like.
     #[arg(long)]
     pub services_are_stopped: bool,
+    /// Goes on although this check refuses.
+    #[arg(long, value_name = "CHECK", value_delimiter = ',', value_parser = PossibleValuesParser::new(crate::services::IGNORABLE))]
+    pub ignore: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -247,6 +251,7 @@ async fn with_site<T>(
             services_are_stopped: args.services_are_stopped,
             // Nobody is there to start them: the report says what is left to do.
             wait_for_start: place.engine.is_some() || std::io::stdin().is_terminal(),
+            ignored: args.ignore.clone(),
         },
         progress: Arc::clone(&progress),
         cancel: context.stop.clone(),

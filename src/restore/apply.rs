@@ -70,6 +70,8 @@ pub struct Options {
     pub services_are_stopped: bool,
     /// Where services are started by hand: wait for them, instead of ending with what is left to do.
     pub wait_for_start: bool,
+    /// What of [`crate::services::IGNORABLE`] is to be no reason against the restore.
+    pub ignored: Vec<String>,
 }
 
 impl Default for Options {
@@ -80,6 +82,7 @@ impl Default for Options {
             keep_old: false,
             services_are_stopped: false,
             wait_for_start: true,
+            ignored: Vec::new(),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod listing;
 mod locate;
 pub mod pages;
 pub mod pitr;
+pub mod platform;
 pub mod records;
 mod recovery;
 mod report;

@@ -25,7 +25,8 @@ impl Run<'_> {
                 Ok(_) => Check::good(subject, format!("{} bytes", record.raw_bytes)),
                 Err(e) => Check::bad(subject, format!("{e:#}")),
             });
-            checks.extend(job.adapter.preflight(record).await);
+            let found = job.adapter.preflight(record).await.into_iter();
+            checks.extend(found.map(|check| check.unless_ignored(&self.site.options.ignored)));
             if let PlannedWay::Swap { root } = &job.planned.way {
                 let subject = format!("{}: data directory", job.planned.service);
                 checks.push(match swap::preflight(root) {

@@ -1,11 +1,13 @@
 //! What the manifest keeps of a cluster: the adapter's own document in the service's report.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::label::Tablespace;
 use super::pages::DamagedPages;
+use super::platform::Platform;
 use crate::services::ServiceReport;
 use crate::stack::is_plain;
 
@@ -36,6 +38,9 @@ pub struct Facts {
     /// Set when the files were copied without this program: there is no recovery of its own to set up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
+    /// Not in records of older versions of this program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
     /// See [`ServiceReport::damage`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -78,9 +83,35 @@ pub struct DatabaseFacts {
     pub tables: Option<u64>,
     /// The planner's, so approximate.
     pub rows_estimate: Option<u64>,
+    /// `c` for the C library, `i` for ICU, `b` for the server itself; from 15 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// Names and versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extensions: BTreeMap<String, String>,
+}
+
+impl DatabaseFacts {
+    /// Whether the order of its text is that of a library, by the letter of [`Self::provider`].
+    pub fn sorts_by(&self, provider: char) -> bool {
+        let own = self.provider.as_deref().unwrap_or("c");
+        let fixed = provider == 'c' && matches!(self.collate.as_str(), "C" | "POSIX");
+        own.starts_with(provider) && !fixed
+    }
 }
 
 impl Facts {
+    /// The extensions of all databases: database, name, version.
+    pub fn extensions(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.databases.iter().flat_map(|database| {
+            let of = |(name, version)| (database.name.as_str(), name, version);
+            let pairs = database.extensions.iter();
+            pairs.map(move |(name, version): (&String, &String)| {
+                of((name.as_str(), version.as_str()))
+            })
+        })
+    }
+
     /// Reads them out of a record.
     ///
     /// Refuses paths that the server cannot have reported: its own are absolute and have no `..`. A restore
@@ -110,7 +141,7 @@ fn is_location(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
@@ -143,6 +174,10 @@ mod tests {
             facts,
             warnings: Vec::new(),
         })
+    }
+
+    pub fn facts() -> Facts {
+        read("/pg/data", "/srv/ts").unwrap()
     }
 
     #[test]

@@ -286,6 +286,7 @@ impl PostgresFiles {
             databases: Vec::new(),
             max_connections: control.max_connections.to_string(),
             copied: Some(found.copied),
+            platform: None,
             damage: None,
             damaged_pages: None,
         })

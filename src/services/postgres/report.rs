@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::access::Access;
 use super::facts::Facts;
+use super::server::Census;
 use super::session::Session;
 use super::{Begun, Frozen, label, server};
 use crate::services::{ErrorKind, ServiceError, ServiceReport};
@@ -16,9 +17,10 @@ impl Begun {
         warnings.extend(self.damaged.sentence());
         for database in frozen.databases.iter_mut().filter(|d| d.counted) {
             match census(access, &database.name).await {
-                Ok((tables, rows)) => {
-                    database.tables = Some(tables);
-                    database.rows_estimate = Some(rows);
+                Ok(census) => {
+                    database.tables = Some(census.tables);
+                    database.rows_estimate = Some(census.rows);
+                    database.extensions = census.extensions;
                 }
                 Err(err) => warnings.push(format!(
                     "the tables of database \"{}\" could not be counted: {}",
@@ -80,6 +82,7 @@ impl Begun {
             databases: frozen.databases,
             max_connections: server.max_connections.clone(),
             copied: None,
+            platform: Some(server.platform.clone()),
             damage: self.damaged.sentence(),
             damaged_pages: (self.damaged.count > 0).then(|| self.damaged.clone()),
         })
@@ -109,7 +112,7 @@ impl Begun {
 }
 
 /// Counts the tables of one database, on a connection of its own.
-async fn census(access: &Access, database: &str) -> Result<(u64, u64), ServiceError> {
+async fn census(access: &Access, database: &str) -> Result<Census, ServiceError> {
     let session = Session::open_at(access, access.attempts_at(database)).await?;
     let counted = session.run("count the tables", server::census).await;
     session.close().await;

@@ -295,7 +295,7 @@ impl Restore for PostgresRestore {
     }
 
     async fn preflight(&mut self, record: &ArchiveRecord) -> Vec<Check> {
-        preflight::look(self, record)
+        preflight::look(self, record).await
     }
 
     fn unpack_options(&self) -> UnpackOptions {

@@ -1,9 +1,12 @@
 //! What is asked of the server, by its version. Everything here blocks, on the session's thread.
 
+use std::collections::BTreeMap;
+
 use postgres::error::SqlState;
 use postgres::{Client, Error};
 
 use super::facts::DatabaseFacts;
+use super::platform::Platform;
 use super::wal::{Lsn, SegmentSize};
 
 /// The versions whose files and functions this program knows.
@@ -30,6 +33,7 @@ pub struct Server {
     pub page_checksums: bool,
     pub max_connections: String,
     pub user: String,
+    pub platform: Platform,
 }
 
 /// Why a server could not be asked.
@@ -103,6 +107,7 @@ impl Server {
             page_checksums: init.get::<_, i32>(2) != 0,
             max_connections: setting(client, "max_connections")?,
             user,
+            platform: Platform::ask(client)?,
         })
     }
 }
@@ -253,15 +258,15 @@ pub fn databases(client: &mut Client) -> Result<Vec<DatabaseFacts>, Error> {
             &[],
         )?
         .get(0);
-    let version = if has_version {
-        "datcollversion"
+    let (version, provider) = if has_version {
+        ("datcollversion", "datlocprovider::text")
     } else {
-        "NULL::text"
+        ("NULL::text", "NULL::text")
     };
     let rows = client.query(
         &format!(
             "SELECT oid, datname::text, pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, \
-             {version}, datallowconn AND NOT datistemplate FROM pg_database ORDER BY oid"
+             {version}, datallowconn AND NOT datistemplate, {provider} FROM pg_database ORDER BY oid"
         ),
         &[],
     )?;
@@ -277,12 +282,23 @@ pub fn databases(client: &mut Client) -> Result<Vec<DatabaseFacts>, Error> {
             counted: row.get(6),
             tables: None,
             rows_estimate: None,
+            provider: row.get(7),
+            extensions: BTreeMap::new(),
         })
         .collect())
 }
 
-/// Number of tables, and the planner's estimate of their rows, of the connected database.
-pub fn census(client: &mut Client) -> Result<(u64, u64), Error> {
+/// What is counted in one database.
+#[derive(Debug)]
+pub struct Census {
+    pub tables: u64,
+    /// The planner's estimate.
+    pub rows: u64,
+    pub extensions: BTreeMap<String, String>,
+}
+
+/// Looks at the connected database.
+pub fn census(client: &mut Client) -> Result<Census, Error> {
     client.batch_execute("SET search_path = pg_catalog; SET statement_timeout = '30s'")?;
     let row = client.query_one(
         "SELECT count(*), coalesce(sum(greatest(c.reltuples, 0)) FILTER (WHERE c.relkind <> 'p'), 0)::bigint \
@@ -292,7 +308,11 @@ pub fn census(client: &mut Client) -> Result<(u64, u64), Error> {
         &[],
     )?;
     let count = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
-    Ok((count(0), count(1)))
+    Ok(Census {
+        tables: count(0),
+        rows: count(1),
+        extensions: super::platform::extensions(client)?,
+    })
 }
 
 /// The rights a backup needs, as this role has them.

@@ -5,15 +5,22 @@ use crate::repository::manifest::ArchiveRecord;
 use crate::services::Check;
 use crate::services::postgres::facts::{Copied, Facts};
 use crate::services::postgres::pitr::Replay;
+use crate::services::postgres::platform::Target;
+use crate::services::postgres::session::Session;
 use crate::services::postgres::{locate, tablespaces};
 
+/// The user of the official image, and of its Alpine family.
+const IMAGE_OWNER: u32 = 999;
+const ALPINE_OWNER: u32 = 70;
+
 /// Everything that would make the restore fail or do harm.
-pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Check> {
-    let name = &restore.access.service;
+pub(super) async fn look(restore: &mut PostgresRestore, record: &ArchiveRecord) -> Vec<Check> {
+    let name = restore.access.service.clone();
     let facts = match Facts::of(&record.report) {
         Ok(facts) => facts,
         Err(why) => return vec![Check::bad(format!("{name}: backup"), why)],
     };
+    restore.choose_owner(&facts, record);
     let line = |what: &str, outcome: Result<String, String>| Check {
         subject: format!("{name}: {what}"),
         outcome,
@@ -25,7 +32,7 @@ pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Che
         line("data directory", restore.look_at_root()),
         line("version", restore.look_at_version(&facts)),
         restore.look_at_cluster(&facts),
-        line("owner", Ok(restore.look_at_owner(&facts, record))),
+        line("owner", Ok(restore.look_at_owner(&facts))),
         line(
             "tablespaces",
             tablespaces.map(|()| format!("{count}, each can be put back")),
@@ -48,6 +55,10 @@ pub(super) fn look(restore: &PostgresRestore, record: &ArchiveRecord) -> Vec<Che
             "the backup was copied from a RUNNING server without a base backup and may be torn: check it soon with pg_amcheck --all --heapallindexed and a pg_dumpall",
         ));
     }
+    if let Some(damage) = record.report.damage() {
+        checks.push(Check::caution(format!("{name}: damage"), damage));
+    }
+    checks.extend(restore.look_at_target(&facts, record).await);
     checks
 }
 
@@ -125,17 +136,88 @@ impl PostgresRestore {
         }
     }
 
-    fn look_at_owner(&self, facts: &Facts, record: &ArchiveRecord) -> String {
-        let (uid, gid) = self.owner(facts);
-        let is_alpine = |image: &str| image.contains("alpine");
-        let images = (&record.container, &self.access.stack().container);
-        match images {
-            (Some(then), Some(now)) if is_alpine(&then.image) != is_alpine(&now.image) => format!(
-                "{uid}:{gid}; note: the backup is of the image {}, the server runs {}. They sort text differently: run REINDEX DATABASE on every database after the restore",
-                then.image, now.image
-            ),
-            _ => format!("{uid}:{gid}"),
+    /// Without data there, the image's own user: the two families of the official image have different ones.
+    fn choose_owner(&mut self, facts: &Facts, record: &ArchiveRecord) {
+        let own = [IMAGE_OWNER, ALPINE_OWNER].contains(&facts.owner.uid);
+        if own && self.live_owner.is_none() && self.changes_family(record).is_some() {
+            let id = if facts.owner.uid == ALPINE_OWNER {
+                IMAGE_OWNER
+            } else {
+                ALPINE_OWNER
+            };
+            self.live_owner = Some((id, id));
         }
+    }
+
+    /// The images then and now, when one is Alpine's and the other is not.
+    fn changes_family<'r>(&'r self, record: &'r ArchiveRecord) -> Option<(&'r str, &'r str)> {
+        let (then, now) = (
+            record.container.as_ref()?,
+            self.access.stack().container.as_ref()?,
+        );
+        let is_alpine = |image: &str| image.contains("alpine");
+        (is_alpine(&then.image) != is_alpine(&now.image)).then_some((&then.image, &now.image))
+    }
+
+    fn look_at_owner(&self, facts: &Facts) -> String {
+        let (uid, gid) = self.owner(facts);
+        let then = (facts.owner.uid, facts.owner.gid);
+        if (uid, gid) == then {
+            return format!("{uid}:{gid}");
+        }
+        format!(
+            "{uid}:{gid}, which the server runs as; in the backup it is {}:{}",
+            then.0, then.1
+        )
+    }
+
+    /// What only a server can tell that the backup is to be restored into; often it is down.
+    async fn look_at_target(&self, facts: &Facts, record: &ArchiveRecord) -> Vec<Check> {
+        let name = &self.access.service;
+        let subject = |what: &str| format!("{name}: {what}");
+        let libraries = facts.platform.as_ref().map(|p| p.preload.clone());
+        let Some(target) = self.ask(libraries.unwrap_or_default()).await else {
+            let unseen = "the server cannot be asked now: it must have the backup's extensions and preloaded libraries, if there are any";
+            let mut checks = vec![Check::good(subject("extensions"), unseen)];
+            checks.extend(self.changes_family(record).map(|(then, now)| {
+                Check::caution(
+                    subject("collation"),
+                    format!("the backup is of the image {then}, the server runs {now}. They sort text differently: run REINDEX DATABASE on every database after the restore"),
+                )
+            }));
+            return checks;
+        };
+        let caution = |what: &str, outcome: Result<String, String>| match outcome {
+            Ok(found) => Check::good(subject(what), found),
+            Err(sentence) => Check::caution(subject(what), sentence),
+        };
+        let refusal = |what: &str, outcome: Result<String, String>| match outcome {
+            Ok(found) => Check::good(subject(what), found),
+            Err(sentence) => Check::bad(subject(what), sentence),
+        };
+        vec![
+            refusal("pages", target.fits(facts)),
+            caution("collation", target.sorts(facts)),
+            match target.offers(facts) {
+                Ok(outcome) => caution("extensions", outcome),
+                Err(sentence) => Check::bad(subject("extensions"), sentence),
+            },
+            refusal("libraries", target.loads()),
+        ]
+    }
+
+    /// `None` when it is down, refuses, or is of another version, which is told already.
+    async fn ask(&self, libraries: Vec<String>) -> Option<Target> {
+        let session = Session::open(&self.access).await.ok()?;
+        let asked = session
+            .run("ask what the server offers", move |client| {
+                Target::ask(client, &libraries)
+            })
+            .await;
+        session.close().await;
+        asked
+            .inspect_err(|err| tracing::info!("{err}: what the server offers is not compared"))
+            .ok()
     }
 
     fn look_at_space(&self, record: &ArchiveRecord) -> Result<String, String> {

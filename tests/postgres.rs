@@ -12,6 +12,8 @@ mod load;
 mod place;
 #[path = "postgres/refusals.rs"]
 mod refusals;
+#[path = "postgres/role.rs"]
+mod role;
 #[path = "postgres/sessions.rs"]
 mod sessions;
 #[path = "postgres/target.rs"]

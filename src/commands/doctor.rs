@@ -10,13 +10,24 @@ use super::{Context, Failure, adapters, output};
 use crate::config::Config;
 use crate::repository::store::{self, Store};
 use crate::repository::{Repository, RepositoryError};
-use crate::services::Check;
+use crate::services::postgres::role;
+use crate::services::{Check, ServiceKind};
 use crate::stack::discover;
 use crate::stack::engine::Engine;
 
 /// Checks configuration, mounts, rights, connections and space; changes nothing.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Prints SQL for psql that makes a PostgreSQL role with no more rights than backups need, and checks nothing.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "lifeboat")]
+    pub role_sql: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Script {
+    service: String,
+    sql: String,
+}
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -24,8 +35,11 @@ struct Report {
     checks: Vec<Check>,
 }
 
-pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
+pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let config = &context.config;
+    if let Some(name) = &args.role_sql {
+        return print_role(context, name).await;
+    }
     let mut checks = vec![Check::good("configuration", "every setting is understood")];
     checks.extend(
         config
@@ -93,6 +107,36 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             "a backup would not work yet: see the lines marked ✗",
         ))
     }
+}
+
+async fn print_role(context: &Context, name: &str) -> Result<(), Failure> {
+    let config = &context.config;
+    let engine = Engine::from_config(config)
+        .await
+        .map_err(anyhow::Error::new)?;
+    let stack = discover::discover(config, engine.as_ref())
+        .await
+        .map_err(anyhow::Error::new)?;
+    let mut scripts = Vec::new();
+    for service in &stack.services {
+        if service.kind == ServiceKind::Postgres {
+            let sql = role::script_for(config, service, name)
+                .await
+                .map_err(anyhow::Error::new)?;
+            scripts.push(Script {
+                service: service.name.clone(),
+                sql,
+            });
+        }
+    }
+    if scripts.is_empty() {
+        return Err(Failure::sentence(
+            "no PostgreSQL was found: mount the Docker socket, or set POSTGRES_HOST",
+        ));
+    }
+    Ok(output::print(context.json, &scripts, |scripts| {
+        scripts.iter().map(|script| script.sql.as_str()).collect()
+    })?)
 }
 
 fn writable(subject: &str, dir: &Path, variable: &str) -> Check {

@@ -23,6 +23,7 @@ pub mod records;
 mod recovery;
 mod report;
 pub mod restore;
+pub mod role;
 pub mod rules;
 pub mod server;
 pub mod session;

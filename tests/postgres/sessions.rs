@@ -48,7 +48,7 @@ fn a_session_that_ends_ends_the_backup() {
 #[test]
 fn time_outs_of_the_role_do_not_end_the_backup() {
     let cluster = Cluster::new();
-    cluster.sql("CREATE ROLE hasty LOGIN SUPERUSER PASSWORD 'h'; ALTER ROLE hasty SET statement_timeout = '10ms'");
+    cluster.sql("CREATE ROLE hasty LOGIN SUPERUSER PASSWORD 'h'; ALTER ROLE hasty SET statement_timeout = '25ms'");
     if major() >= 14 {
         cluster.sql("ALTER ROLE hasty SET idle_session_timeout = '50ms'");
     }

@@ -73,6 +73,11 @@ impl Access {
             .collect())
     }
 
+    /// The database that is named, if one is.
+    pub fn named_database(&self) -> Option<&str> {
+        self.database.as_deref()
+    }
+
     /// The same servers, with another database.
     pub fn attempts_at(&self, database: &str) -> Vec<postgres::Config> {
         self.hosts

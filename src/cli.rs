@@ -64,6 +64,13 @@ pub enum Command {
     Variables,
 }
 
+impl Command {
+    /// Whether it makes backups while the services work.
+    pub const fn is_backup(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Backup(_))
+    }
+}
+
 /// Names under which the program is a command itself: links in the image.
 const MULTI_CALL: &[&str] = &[
     "run", "backup", "list", "show", "restore", "import", "forget", "export", "verify", "prune",

@@ -182,6 +182,18 @@ pub fn start_logging(config: &Config) {
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Leaves CPU and disk to the services first: the calling thread and those it will start.
+pub fn give_way() {
+    if let Err(err) = crate::priority::lower() {
+        tracing::warn!(
+            "backups take CPU and disk like the services, for their priority cannot be lowered: {err}"
+        );
+    }
 }
 
 /// Writes text to standard output.

@@ -46,6 +46,10 @@ pub struct Config {
     pub retention: RetentionPolicy,
     pub exclude: Option<Regex>,
     pub compression_level: i32,
+    /// Bytes that a backup reads of the services' data in a second.
+    pub rate_limit: Option<u64>,
+    /// Whether backups give way to the services.
+    pub low_priority: bool,
     pub lock_timeout: Duration,
     pub stop_grace: Duration,
     pub restore_timeout: Duration,

@@ -30,6 +30,7 @@ pub mod commands;
 pub mod config;
 pub mod durable;
 pub mod import;
+pub mod priority;
 pub mod repository;
 pub mod restore;
 pub mod retention;

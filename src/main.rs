@@ -19,8 +19,8 @@ fn main() -> ExitCode {
         Err(err) => return finish(Err(Failure::usage(err)), cli.json),
     };
     commands::start_logging(&config);
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
+    if config.low_priority && cli.command.as_ref().is_none_or(Command::is_backup) {
+        commands::give_way();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

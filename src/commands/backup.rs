@@ -149,6 +149,9 @@ async fn backup(
     );
     tracing::info!(backup = %id, services = parts.len(), "begins");
     let session = repository.begin(&id, &context.config.state, context.config.compression_level)?;
+    if let Some(rate) = context.config.rate_limit {
+        session.session().limit_reading(rate);
+    }
     let archives = parts::archive(context, &session, &run, parts).await?;
     let notes = BackupNotes {
         host: crate::repository::host_name(),

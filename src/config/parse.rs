@@ -1,6 +1,7 @@
 //! Text to typed values, collecting every mistake.
 
 mod pitr;
+mod rate;
 mod s3;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ struct Raw {
     backup_shrink_limit: Option<String>,
     backup_exclude_regexp: Option<String>,
     backup_compression_level: Option<String>,
+    backup_rate_limit: Option<String>,
+    backup_priority: Option<String>,
     lock_timeout: Option<String>,
     stop_grace: Option<String>,
     restore_timeout: Option<String>,
@@ -176,6 +179,9 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             1,
             19,
         ),
+        rate_limit: mistakes.rate("BACKUP_RATE_LIMIT", raw.backup_rate_limit),
+        low_priority: mistakes.one_of("BACKUP_PRIORITY", raw.backup_priority, &["low", "normal"])
+            == "low",
         lock_timeout: mistakes.duration("LOCK_TIMEOUT", raw.lock_timeout, Duration::from_hours(1)),
         stop_grace: mistakes.duration("STOP_GRACE", raw.stop_grace, Duration::from_secs(90)),
         restore_timeout: mistakes.duration(

@@ -321,6 +321,18 @@ pub const VARIABLES: &[Variable] = &[
     ),
     var("BACKUP_COMPRESSION_LEVEL", "3", "6", "zstd level, 1 to 19."),
     var(
+        "BACKUP_RATE_LIMIT",
+        "",
+        "50MB",
+        "How many bytes of the services' data a backup reads in a second, at most.",
+    ),
+    var(
+        "BACKUP_PRIORITY",
+        "low",
+        "normal",
+        "low or normal: whether backups leave CPU and disk to the services first.",
+    ),
+    var(
         "LOCK_TIMEOUT",
         "60m",
         "10m",

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,7 +12,9 @@ use super::crypto::Sealed;
 use super::index::{self, IndexWriter};
 use super::lease::{self, Lease};
 use super::manifest::{ArchiveRecord, Imported, Manifest, Parent};
+use super::pace::Pace;
 use super::pipeline::{Pipeline, Workers};
+pub use super::progress::Progress;
 use super::sink::{SealedArchive, Sink};
 use super::table::BlockTable;
 use super::uses::Uses;
@@ -26,41 +28,6 @@ use crate::archive::cache::Cache;
 use crate::services::{PointInTime, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
 
-/// Counters, in bytes, that a progress bar reads while the backup runs.
-#[derive(Debug, Default)]
-pub struct Progress {
-    raw: AtomicU64,
-    read: AtomicU64,
-    stored: AtomicU64,
-}
-
-impl Progress {
-    pub(super) fn add_raw(&self, bytes: u64) {
-        self.raw.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_read(&self, bytes: u64) {
-        self.read.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_stored(&self, bytes: u64) {
-        self.stored.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes of tar streams written so far.
-    pub fn raw_bytes(&self) -> u64 {
-        self.raw.load(Ordering::Relaxed)
-    }
-
-    pub fn read_bytes(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    pub fn stored_bytes(&self) -> u64 {
-        self.stored.load(Ordering::Relaxed)
-    }
-}
-
 /// What all archives of one backup share.
 pub struct Session {
     vault: Arc<Vault>,
@@ -71,6 +38,8 @@ pub struct Session {
     run: String,
     /// Set when the run is to be given up: the next block fails.
     stop: AtomicBool,
+    /// Set when reading is to be held back.
+    pace: OnceLock<Pace>,
     pub progress: Progress,
 }
 
@@ -78,6 +47,19 @@ impl Session {
     /// Makes every archive of the backup fail at its next new block.
     pub fn request_stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Holds the reading of all archives together back to a rate; the first one said stays.
+    pub fn limit_reading(&self, bytes_per_second: u64) {
+        self.pace.get_or_init(|| Pace::new(bytes_per_second));
+    }
+
+    /// Counts bytes of a service's data, and waits where reading is held back.
+    pub(super) fn count_read(&self, bytes: u64) {
+        self.progress.add_read(bytes);
+        if let Some(pace) = self.pace.get() {
+            pace.wait(bytes, &|| self.stop.load(Ordering::Relaxed));
+        }
     }
 
     pub(super) fn check_stop(&self) -> Result<(), RepositoryError> {
@@ -238,6 +220,7 @@ impl Repository {
             origin,
             run: id.to_owned(),
             stop: AtomicBool::new(false),
+            pace: OnceLock::new(),
             progress: Progress::default(),
         };
         Ok(Backup {

@@ -245,7 +245,7 @@ impl Sink {
     /// Counts bytes that were read from a service's data.
     pub fn count_read(&mut self, bytes: u64) {
         self.read_bytes += bytes;
-        self.session.progress.add_read(bytes);
+        self.session.count_read(bytes);
     }
 
     /// Publishes what is open: from here on other archives of the backup can name its packs.

@@ -20,6 +20,7 @@ pub mod verify;
 
 mod adapters;
 mod destination;
+mod extract;
 mod moment;
 mod output;
 mod parts;

@@ -139,6 +139,20 @@ pub struct PostgresConfig {
     pub password: Option<Secret>,
     /// The data directory as the sidecar sees it, when it cannot be found through mounts.
     pub data: Option<PathBuf>,
+    pub mode: PostgresMode,
+    /// Where the server's tools are when it runs in no container.
+    pub bin: Option<PathBuf>,
+}
+
+/// What a backup of PostgreSQL holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PostgresMode {
+    /// The data directory, with the WAL it needs.
+    #[default]
+    Physical,
+    /// A dump of each database, and the roles.
+    Dump,
+    Both,
 }
 
 /// Point-in-time recovery of PostgreSQL.

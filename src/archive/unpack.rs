@@ -58,6 +58,8 @@ pub struct UnpackOptions {
     pub owner: Option<(u32, u32)>,
     /// Only entries whose name starts with one of these (and their parents); all when empty.
     pub only: Vec<String>,
+    /// Left out: entries of these names, and what is in them.
+    pub except: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -157,7 +159,8 @@ async fn read_entries(
         let mut entry = entry.map_err(unreadable)?;
         limit.body();
         let member = Member::check(&mut entry).await?;
-        if !wanted(member.name.as_bytes(), &options.only) {
+        let name = member.name.as_bytes();
+        if !wanted(name, &options.only) || is_within(name, &options.except) {
             tokio::io::copy(&mut entry, &mut tokio::io::sink())
                 .await
                 .map_err(unreadable)?;
@@ -230,6 +233,14 @@ async fn read_end<R: AsyncRead + Unpin>(archive: Archive<R>, cut_off: bool) -> R
 
 async fn send(ops: &mpsc::Sender<Op>, op: Op) -> Result<(), Stopped> {
     ops.send(op).await.map_err(|_| Stopped::WriterGone)
+}
+
+/// Whether a name is one of these directories, or in one.
+fn is_within(name: &[u8], directories: &[String]) -> bool {
+    directories.iter().any(|directory| {
+        name.strip_prefix(directory.as_bytes())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    })
 }
 
 /// Whether a name is asked for: it starts with a prefix, or is a parent of one.

@@ -1,6 +1,6 @@
 //! From the stack's services to their adapters: the one place that knows them all.
 
-use crate::config::Config;
+use crate::config::{Config, PostgresMode};
 use crate::repository::manifest::ArchiveRecord;
 use crate::restore::Restore;
 use crate::services::postgres::pitr::Replay;
@@ -12,7 +12,11 @@ use crate::stack::StackService;
 /// The adapter that backs a service up.
 pub fn service(config: &Config, found: &StackService) -> Result<Box<dyn Service>, ServiceError> {
     Ok(match found.kind {
-        ServiceKind::Postgres => Box::new(postgres::Postgres::new(config, found)?),
+        ServiceKind::Postgres => match config.postgres.mode {
+            PostgresMode::Physical => Box::new(postgres::Postgres::new(config, found)?),
+            PostgresMode::Dump => Box::new(postgres::PostgresDump::new(config, found)?),
+            PostgresMode::Both => Box::new(postgres::PostgresBoth::new(config, found)?),
+        },
         ServiceKind::Qdrant => Box::new(qdrant::Qdrant::new(config, found)?),
         ServiceKind::Ollama => Box::new(ollama::Ollama::new(config, found)?),
         ServiceKind::N8n => Box::new(n8n::N8n::new(config, found)?),
@@ -27,8 +31,12 @@ pub fn restore(
     found: &StackService,
     record: &ArchiveRecord,
     replay: Option<&Replay>,
+    keep_old: bool,
 ) -> Result<Box<dyn Restore>, ServiceError> {
     Ok(match found.kind {
+        ServiceKind::Postgres if postgres::restores_dumps(config, &record.report) => Box::new(
+            postgres::PostgresDumpRestore::new(config, found, keep_old)?,
+        ),
         ServiceKind::Postgres => {
             let adapter = postgres::PostgresRestore::new(config, found)?;
             Box::new(adapter.with_replay(replay.cloned()))

@@ -54,6 +54,18 @@ pub struct Args {
     /// Goes on although this check refuses.
     #[arg(long, value_name = "CHECK", value_delimiter = ',', value_parser = PossibleValuesParser::new(crate::services::IGNORABLE))]
     pub ignore: Vec<String>,
+    /// Only this database, into the running PostgreSQL server: beside the live one, as NAME_restored_TIME.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["into", "dry_run"])]
+    pub database: Option<String>,
+    /// Only this table of the database, with its partitions, as SCHEMA.TABLE; can be given several times.
+    #[arg(long, value_name = "SCHEMA.TABLE", requires = "database")]
+    pub table: Vec<String>,
+    /// Restores into a database of this name; with --table one that exists takes the tables as well.
+    #[arg(long, value_name = "NAME", requires = "database", conflicts_with = "replace")]
+    pub into_database: Option<String>,
+    /// Puts the database, or the tables, in the place of the live ones.
+    #[arg(long, requires = "database")]
+    pub replace: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +89,9 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         &args.moment,
     )?;
     let id = manifest.id.clone();
+    if args.database.is_some() {
+        return super::extract::run(context, args, &place, &repository, &manifest, &replays).await;
+    }
     let request = Request {
         only: args.only.clone(),
         // Services are down for the swap only, not while data is written.
@@ -103,8 +118,10 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
 
     let config = context.config.clone();
+    let keep_old = args.keep_old;
     let factory = move |service: &StackService, record: &ArchiveRecord| {
-        adapters::restore(&config, service, record, replays.get(&record.name))
+        let replay = replays.get(&record.name);
+        adapters::restore(&config, service, record, replay, keep_old)
     };
     let mut plan =
         plan::build(&manifest, &place.stack, &request, &factory).map_err(Failure::usage)?;

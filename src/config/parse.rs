@@ -13,7 +13,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, QdrantConfig, RepositoryPlace,
+    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, PostgresMode, QdrantConfig, RepositoryPlace,
     RetentionPolicy, Schedule, Secret, VARIABLES,
 };
 use crate::repository::keys::Keys;
@@ -68,6 +68,8 @@ struct Raw {
     pitr_interval: Option<String>,
     pitr_keep_days: Option<String>,
     pitr_max_wal: Option<String>,
+    postgres_mode: Option<String>,
+    postgres_bin: Option<String>,
     qdrant_url: Option<String>,
     qdrant_grpc_url: Option<String>,
     qdrant_api_key: Option<Secret>,
@@ -204,6 +206,15 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             user: raw.postgres_user,
             password: raw.postgres_password,
             data: raw.postgres_data.map(PathBuf::from),
+            mode: match mistakes
+                .one_of("POSTGRES_MODE", raw.postgres_mode, &["physical", "dump", "both"])
+                .as_str()
+            {
+                "dump" => PostgresMode::Dump,
+                "both" => PostgresMode::Both,
+                _ => PostgresMode::Physical,
+            },
+            bin: raw.postgres_bin.map(PathBuf::from),
         },
         pitr: pitr::parse(
             &mut mistakes,

@@ -411,6 +411,18 @@ pub const VARIABLES: &[Variable] = &[
         "How much of it the server keeps at most while it cannot be fetched; never more than a quarter of the free space.",
     ),
     var(
+        "POSTGRES_MODE",
+        "physical",
+        "both",
+        "What is backed up: the data directory (physical), a dump of each database (dump), or both. A restore with `dump` uses the dumps of a backup that has both.",
+    ),
+    var(
+        "POSTGRES_BIN",
+        "found",
+        "/usr/lib/postgresql/17/bin",
+        "Directory of pg_dump, pg_restore and psql, for a server that runs in no container; in a container its own are used.",
+    ),
+    var(
         "QDRANT_URL",
         "found through the Docker API",
         "http://qdrant:6333",

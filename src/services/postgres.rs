@@ -11,6 +11,9 @@ pub mod access;
 pub mod backup;
 mod check;
 pub mod control;
+pub mod databases;
+pub mod dump;
+pub mod extract;
 pub mod facts;
 mod files;
 pub mod label;
@@ -28,8 +31,11 @@ pub mod rules;
 pub mod server;
 pub mod session;
 mod tablespaces;
+pub mod throwaway;
+pub mod tools;
 
 pub mod tree;
+pub mod undo;
 pub mod wal;
 
 use async_trait::async_trait;
@@ -54,6 +60,7 @@ use crate::config::Config;
 use crate::stack::StackService;
 
 pub use self::facts::Facts;
+pub use self::dump::{PostgresBoth, PostgresDump, PostgresDumpRestore, restores_dumps};
 pub use self::files::PostgresFiles;
 pub use self::restore::{PostgresRestore, has_cluster};
 

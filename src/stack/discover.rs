@@ -54,6 +54,11 @@ pub async fn discover(config: &Config, engine: Option<&Engine>) -> Result<Stack,
     Ok(stack)
 }
 
+/// The id of the container that this process runs in, if it is one of the engine's.
+pub async fn own_container(engine: &Engine) -> Result<Option<String>, DiscoverError> {
+    Ok(own::find(engine).await?.and_then(|own| own.id))
+}
+
 async fn find(config: &Config, engine: Option<&Engine>) -> Result<Stack, DiscoverError> {
     let Some(engine) = engine else {
         return environment::stack(config, why_no_engine(config), &LocalFiles);

@@ -6,6 +6,8 @@
 
 mod error;
 mod exec;
+mod spare;
+mod stream;
 mod wait;
 
 use std::collections::HashMap;
@@ -21,6 +23,8 @@ use bollard::query_parameters::{
 
 pub use error::{EngineError, EngineErrorKind};
 pub use exec::{Exec, ExecOutput};
+pub use spare::Spare;
+pub use stream::{Ended, Input, Output, keep_end};
 pub(super) use wait::restarts;
 
 use crate::config::Config;

@@ -49,6 +49,42 @@ pub enum Obligation {
         path: PathBuf,
         original: Option<String>,
     },
+    /// Sessions of PostgreSQL's tools, by the name they give themselves; to be ended.
+    PostgresSessions {
+        service: String,
+        application: String,
+    },
+    /// A database under a name of this program's own; to be dropped.
+    PostgresDatabase { service: String, database: String },
+    /// Databases that a restore puts into the places of others; to be as they were before.
+    PostgresSwitched {
+        service: String,
+        databases: Vec<PostgresSwitch>,
+        /// The replaced ones stay when the restore is complete.
+        keep_old: bool,
+    },
+    /// Roles and tablespaces that were not there before a restore; to be dropped.
+    PostgresGlobals {
+        service: String,
+        roles: Vec<String>,
+        tablespaces: Vec<String>,
+    },
+    /// A server on a backup's unpacked data; to be ended and removed with all of it.
+    PostgresThrowaway {
+        directory: PathBuf,
+        /// Its name, when it runs in a container.
+        container: Option<String>,
+    },
+}
+
+/// One database that takes another's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresSwitch {
+    pub live: String,
+    /// What it is called while it is made.
+    pub new: String,
+    /// What the one of before is called from then on; `None` where there was none.
+    pub old: Option<String>,
 }
 
 /// A snapshot on the Qdrant server that holds a collection as it was.
@@ -322,6 +358,32 @@ mod tests {
             Obligation::FileContent {
                 path: "/data/postgres/recovery.signal".into(),
                 original: None,
+            },
+            Obligation::PostgresSessions {
+                service: "postgres".into(),
+                application: "lifeboat run-1".into(),
+            },
+            Obligation::PostgresDatabase {
+                service: "postgres".into(),
+                database: "lifeboat_new_run-1_0".into(),
+            },
+            Obligation::PostgresSwitched {
+                service: "postgres".into(),
+                databases: vec![PostgresSwitch {
+                    live: "n8n".into(),
+                    new: "lifeboat_new_run-1_0".into(),
+                    old: None,
+                }],
+                keep_old: true,
+            },
+            Obligation::PostgresGlobals {
+                service: "postgres".into(),
+                roles: vec!["app".into()],
+                tablespaces: vec![],
+            },
+            Obligation::PostgresThrowaway {
+                directory: "/var/lib/lifeboat/throwaway-run-1".into(),
+                container: Some("lifeboat-throwaway-run-1".into()),
             },
         ]
     }

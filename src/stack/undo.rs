@@ -101,6 +101,7 @@ impl Undone {
                     Obligation::Swap { .. }
                         | Obligation::FileContent { .. }
                         | Obligation::QdrantReplaced { .. }
+                        | Obligation::PostgresSwitched { .. }
                 ) {
                     self.open_data.push(sentence.clone());
                 }
@@ -162,7 +163,7 @@ impl Undoing<'_> {
                 before,
             } => {
                 let what = format!("what is left of a Qdrant snapshot of {collection}");
-                let found = self.qdrant(service, &what)?;
+                let found = self.service(service, &what)?;
                 qdrant::undo_snapshot(self.config, found, collection, before)
                     .await
                     .map_err(|err| format!("cannot delete {what}: {err}"))?;
@@ -173,7 +174,7 @@ impl Undoing<'_> {
                 collection,
             } => {
                 let what = format!("the temporary collection {collection}");
-                let found = self.qdrant(service, &what)?;
+                let found = self.service(service, &what)?;
                 qdrant::undo_collection(self.config, found, collection)
                     .await
                     .map_err(|err| format!("cannot delete {what}: {err}"))?;
@@ -193,7 +194,7 @@ impl Undoing<'_> {
                     return Ok(format!("kept the restored collection {collection}"));
                 }
                 let what = format!("collection {collection} as it was before a restore");
-                let found = self.qdrant(service, &what)?;
+                let found = self.service(service, &what)?;
                 let previous = previous.as_ref();
                 qdrant::undo_replaced(self.config, found, collection, previous, aliases)
                     .await
@@ -254,17 +255,45 @@ impl Undoing<'_> {
                 .map_err(|err| format!("cannot put back {shown}: {err}"))?;
                 Ok(format!("put back {shown}"))
             }
+            Obligation::PostgresSessions { .. }
+            | Obligation::PostgresDatabase { .. }
+            | Obligation::PostgresSwitched { .. }
+            | Obligation::PostgresGlobals { .. }
+            | Obligation::PostgresThrowaway { .. } => self.postgres(entry).await,
         }
     }
 
-    fn qdrant(&self, service: &str, what: &str) -> Result<&StackService, String> {
+    async fn postgres(&self, entry: &Entry) -> Result<String, String> {
+        use postgres::undo;
+        let what = undo::what(&entry.obligation);
+        let failed = |err: &dyn std::fmt::Display| format!("cannot undo {what}: {err}");
+        if let Obligation::PostgresThrowaway {
+            directory,
+            container,
+        } = &entry.obligation
+        {
+            undo::undo_throwaway(self.engine, directory, container.as_deref())
+                .await
+                .map_err(|err| failed(&err))?;
+            return Ok(format!("removed {what}"));
+        }
+        let name = undo::service_of(&entry.obligation).unwrap_or_default();
+        let service = self.service(name, &what)?;
+        let is_committed =
+            swap::is_committed(self.journal, &entry.run_id).map_err(|err| failed(&err))?;
+        undo::undo(self.config, service, &entry.obligation, is_committed)
+            .await
+            .map_err(|err| failed(&err))
+    }
+
+    fn service(&self, service: &str, what: &str) -> Result<&StackService, String> {
         self.stack
             .services
             .iter()
             .find(|s| s.name == service)
             .ok_or_else(|| {
                 format!(
-                    "cannot undo {what}: service {service} is not in the stack now. Start it, and see that                      LIFEBOAT_SERVICES or QDRANT_URL name it"
+                    "cannot undo {what}: service {service} is not in the stack now. Start it, and see that                      LIFEBOAT_SERVICES, QDRANT_URL or POSTGRES_HOST name it"
                 )
             })
     }

@@ -47,6 +47,11 @@ impl<R: AsyncRead + Unpin> Members<R> {
         }
         Ok(Some(self.current.insert(entry)))
     }
+
+    /// The member that [`Self::next`] found last.
+    pub fn current(&mut self) -> Option<&mut Entry<Archive<Limited<R>>>> {
+        self.current.as_mut()
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub enum Why {
     Restored,
     Writes(ServiceKind),
     Needs(String),
+    /// Its database is replaced in a server that runs: it starts when that is done.
+    Uses(String),
 }
 
 impl Member<'_> {
@@ -34,8 +36,9 @@ impl Member<'_> {
                 Why::Restored => "its data is swapped".to_owned(),
                 Why::Writes(kind) => format!("it writes to the {kind} data that is restored"),
                 Why::Needs(name) => format!("it depends on {name}"),
+                Why::Uses(name) => format!("its database in {name} is replaced"),
             },
-            late: self.kind == ServiceKind::N8n || needs_n8n,
+            late: self.kind == ServiceKind::N8n || needs_n8n || matches!(why, Why::Uses(_)),
         }
     }
 }
@@ -64,7 +67,7 @@ pub fn members(stack: &Stack) -> Vec<Member<'_>> {
 }
 
 /// What stops: each swapped service, the workers on its data, n8n where its database or files are swapped,
-/// and whatever depends on one of them.
+/// and whatever depends on one of them. A PostgreSQL server that takes dumps runs on, and what uses it stops.
 pub fn affected<'a, 's>(
     members: &'a [Member<'s>],
     services: &[PlannedService],
@@ -73,6 +76,9 @@ pub fn affected<'a, 's>(
         .iter()
         .filter(|s| matches!(s.way, PlannedWay::Swap { .. }))
         .collect();
+    let online = services
+        .iter()
+        .find(|s| s.kind == ServiceKind::Postgres && s.way == PlannedWay::Online);
     let n8n_writes = swapped
         .iter()
         .map(|s| s.kind)
@@ -90,11 +96,16 @@ pub fn affected<'a, 's>(
                 Why::Writes(kind)
             } else if member.worker && swapped.iter().any(|s| s.kind == member.kind) {
                 Why::Writes(member.kind)
-            } else {
-                let needed = swapped
-                    .iter()
-                    .find(|s| depends(member, &s.service, members))?;
+            } else if let Some(needed) = swapped
+                .iter()
+                .find(|s| depends(member, &s.service, members))
+            {
                 Why::Needs(needed.service.clone())
+            } else {
+                let server = online.filter(|s| {
+                    member.kind == ServiceKind::N8n || depends(member, &s.service, members)
+                })?;
+                Why::Uses(server.service.clone())
             };
             Some((member, why))
         })

@@ -358,3 +358,26 @@ fn the_plan_is_text_and_json_without_an_adapters_facts() {
     assert_eq!(json["services"][0]["archive"], "postgres");
     assert!(!json.to_string().contains("private"), "{json}");
 }
+
+#[test]
+fn what_uses_a_server_that_takes_dumps_stops_and_starts_after_it() {
+    let online = |service: &StackService, record: &ArchiveRecord| {
+        if service.kind != ServiceKind::Postgres {
+            return factory(service, record);
+        }
+        Ok(Box::new(OnlyWay {
+            name: service.name.clone(),
+            way: Way::Online,
+        }) as Box<dyn Restore>)
+    };
+    let plan = build(&full_backup(), &kit(), &only(&["postgres"]), &online).unwrap();
+    assert_eq!(plan.services[0].way, PlannedWay::Online);
+    let names = |planned: &[PlannedContainer]| {
+        let names = planned.iter().map(|p| p.service.clone());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let users = ["n8n", "n8n-worker", "caddy"].map(str::to_owned).into();
+    assert_eq!(names(&plan.stop), users);
+    assert_eq!(names(&plan.start), users);
+    assert!(plan.start.iter().all(|planned| planned.late), "{plan:?}");
+}

@@ -134,6 +134,11 @@ impl Access {
             .max_by_key(|mount| mount.local.components().count())
     }
 
+    /// What the tools are given through their environment.
+    pub fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
+    }
+
     pub fn stack(&self) -> &StackService {
         &self.stack
     }

@@ -38,15 +38,18 @@ pub async fn source(
     Ok(source)
 }
 
+pub fn unknown_version(version: &str) -> String {
+    format!(
+        "the server is PostgreSQL {version}; this program knows {} to {}. Use a version of it that knows this one",
+        SUPPORTED.start(),
+        SUPPORTED.end()
+    )
+}
+
 /// Why a hot physical backup of this server is impossible, if it is.
 pub fn refusal(server: &Server) -> Result<(), String> {
     if !SUPPORTED.contains(&server.major()) {
-        return Err(format!(
-            "the server is PostgreSQL {}; this program knows {} to {}. Use a version of it that knows this one",
-            server.version,
-            SUPPORTED.start(),
-            SUPPORTED.end()
-        ));
+        return Err(unknown_version(&server.version));
     }
     if server.in_recovery {
         return Err(
@@ -56,7 +59,7 @@ pub fn refusal(server: &Server) -> Result<(), String> {
     }
     if server.wal_level == "minimal" {
         return Err(
-            "the server runs with wal_level = minimal, which no hot backup can be taken from: run ALTER SYSTEM SET wal_level = 'replica'; and restart it"
+            "the server runs with wal_level = minimal, which no hot backup can be taken from: run ALTER SYSTEM SET wal_level = 'replica'; and restart it, or set POSTGRES_MODE=dump to have its databases dumped"
                 .to_owned(),
         );
     }

@@ -84,7 +84,7 @@ impl PostgresRestore {
         Facts::of(&record.report).map_err(|why| self.access.error(ErrorKind::Damaged, why))
     }
 
-    fn owner(&self, facts: &Facts) -> (u32, u32) {
+    pub(super) fn owner(&self, facts: &Facts) -> (u32, u32) {
         self.live_owner
             .unwrap_or((facts.owner.uid, facts.owner.gid))
     }
@@ -95,7 +95,7 @@ impl PostgresRestore {
     }
 
     /// Refuses a staged directory that the server would start from with wrong data, or not at all.
-    fn check_staged(&self, staged: &Path, facts: &Facts) -> Result<(), ServiceError> {
+    pub(super) fn check_staged(&self, staged: &Path, facts: &Facts) -> Result<(), ServiceError> {
         let damaged = |what: String| {
             self.access.error(
                 ErrorKind::Damaged,
@@ -302,7 +302,9 @@ impl Restore for PostgresRestore {
         UnpackOptions {
             publish_last: vec!["global/pg_control".to_owned()],
             owner: self.live_owner,
-            only: Vec::new(),
+            // A data directory of its own; `POSTGRES_MODE=both` puts dumps beside it.
+            except: vec![super::dump::facts::BESIDE.to_owned()],
+            ..UnpackOptions::default()
         }
     }
 
@@ -432,7 +434,7 @@ fn add_settings(
 }
 
 /// The server starts from a directory that is its own, and closed to others, only.
-fn own_directory(staged: &Path, facts: &Facts, owner: (u32, u32)) -> std::io::Result<()> {
+pub(super) fn own_directory(staged: &Path, facts: &Facts, owner: (u32, u32)) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::os::unix::fs::chown(staged, Some(owner.0), Some(owner.1))?;
     let mode = 0o700 | (facts.owner.mode & 0o050);
@@ -456,7 +458,7 @@ pub fn has_cluster(config: &Config, stack: &StackService) -> bool {
 }
 
 /// The data directory as this process sees it, without asking the server: it may be down.
-fn data_root(access: &Access) -> Option<PathBuf> {
+pub(super) fn data_root(access: &Access) -> Option<PathBuf> {
     if let Some(data) = &access.data_override {
         return Some(data.clone());
     }

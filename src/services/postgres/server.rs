@@ -114,7 +114,7 @@ impl Server {
 
 /// Settings of the session: nothing may end it while files are copied, and a peer that vanished must be
 /// noticed, because its session holds WAL.
-fn settle_session(client: &mut Client) -> Result<(), Error> {
+pub(super) fn settle_session(client: &mut Client) -> Result<(), Error> {
     client.batch_execute(
         "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0; \
          SET idle_in_transaction_session_timeout = 0; SET client_min_messages = error; \
@@ -130,7 +130,7 @@ fn settle_session(client: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
-fn setting(client: &mut Client, name: &str) -> Result<String, Error> {
+pub(super) fn setting(client: &mut Client, name: &str) -> Result<String, Error> {
     Ok(client
         .query_one("SELECT current_setting($1)", &[&name])?
         .get(0))
@@ -358,11 +358,26 @@ pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// Quotes a string.
+pub fn literal(text: &str) -> String {
+    let escaped = text.replace('\'', "''");
+    if escaped.contains('\\') {
+        return format!("E'{}'", escaped.replace('\\', r"\\"));
+    }
+    format!("'{escaped}'")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
     use super::*;
+
+    #[test]
+    fn strings_are_quoted_whatever_the_servers_settings() {
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
+    }
 
     #[test]
     fn grants_name_what_is_missing_in_the_servers_own_words() {

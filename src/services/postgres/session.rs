@@ -78,6 +78,10 @@ impl Session {
         })
     }
 
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
     /// Runs a job on the session; `doing` completes "cannot …" when it fails.
     pub async fn run<T, F>(&self, doing: &str, job: F) -> Result<T, ServiceError>
     where

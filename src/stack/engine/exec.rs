@@ -55,11 +55,7 @@ impl Engine {
     /// After a timeout the command may still run: the API cannot end it.
     pub async fn exec(&self, container: &str, exec: Exec) -> Result<ExecOutput, EngineError> {
         let program = exec.command.first().cloned().unwrap_or_default();
-        let call = self.call(
-            format!("run {program} in container {container}"),
-            "POST /containers/{id}/exec, POST /exec/{id}/start and GET /exec/{id}/json",
-            "CONTAINERS=1, EXEC=1 and POST=1",
-        );
+        let call = self.exec_call(&program, container);
         let limit = exec.timeout;
         let run = self.run_exec(&call, container, exec);
         match tokio::time::timeout(limit, run).await {
@@ -74,8 +70,59 @@ impl Engine {
         container: &str,
         exec: Exec,
     ) -> Result<ExecOutput, EngineError> {
+        let failed = |err: ApiError| call.failed(&err);
+        let (stdin, keep_bytes) = (exec.stdin.clone(), exec.keep_bytes);
+        let id = self
+            .create_exec(call, container, exec, stdin.is_some())
+            .await?;
+        let started = self
+            .docker
+            .start_exec(&id, None::<StartExecOptions>)
+            .await
+            .map_err(failed)?;
+        let StartExecResults::Attached { output, mut input } = started else {
+            return Err(EngineError::new(
+                EngineErrorKind::Failed,
+                format!("the engine detached from a command in container {container}"),
+            ));
+        };
+        let write_input = async {
+            if let Some(bytes) = &stdin {
+                input.write_all(bytes).await?;
+                input.shutdown().await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        let (written, collected) = tokio::join!(write_input, collect(output, keep_bytes));
+        let mut outcome = collected.map_err(failed)?;
+        outcome.exit_code = self.exit_code(call, &id).await?;
+        match written {
+            // A command that ends without reading its input has its own exit code to tell.
+            Err(err) if err.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(failed(ApiError::IOError { err }))
+            }
+            _ => Ok(outcome),
+        }
+    }
+
+    pub(super) fn exec_call(&self, program: &str, container: &str) -> Call {
+        self.call(
+            format!("run {program} in container {container}"),
+            "POST /containers/{id}/exec, POST /exec/{id}/start and GET /exec/{id}/json",
+            "CONTAINERS=1, EXEC=1 and POST=1",
+        )
+    }
+
+    /// Prepares a command; its id.
+    pub(super) async fn create_exec(
+        &self,
+        call: &Call,
+        container: &str,
+        exec: Exec,
+        has_input: bool,
+    ) -> Result<String, EngineError> {
         let options = CreateExecOptions {
-            attach_stdin: Some(exec.stdin.is_some()),
+            attach_stdin: Some(has_input),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             env: Some(
@@ -88,44 +135,12 @@ impl Engine {
             user: exec.user,
             ..CreateExecOptions::default()
         };
-        let failed = |err: ApiError| call.failed(&err);
-        let created = self
-            .docker
-            .create_exec(container, options)
-            .await
-            .map_err(failed)?;
-        let started = self
-            .docker
-            .start_exec(&created.id, None::<StartExecOptions>)
-            .await
-            .map_err(failed)?;
-        let StartExecResults::Attached { output, mut input } = started else {
-            return Err(EngineError::new(
-                EngineErrorKind::Failed,
-                format!("the engine detached from a command in container {container}"),
-            ));
-        };
-        let write_input = async {
-            if let Some(bytes) = &exec.stdin {
-                input.write_all(bytes).await?;
-                input.shutdown().await?;
-            }
-            Ok::<_, std::io::Error>(())
-        };
-        let (written, collected) = tokio::join!(write_input, collect(output, exec.keep_bytes));
-        let mut outcome = collected.map_err(failed)?;
-        outcome.exit_code = self.exit_code(call, &created.id).await?;
-        match written {
-            // A command that ends without reading its input has its own exit code to tell.
-            Err(err) if err.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(failed(ApiError::IOError { err }))
-            }
-            _ => Ok(outcome),
-        }
+        let created = self.docker.create_exec(container, options).await;
+        Ok(created.map_err(|err| call.failed(&err))?.id)
     }
 
     /// The streams end a moment before the engine has noted the exit.
-    async fn exit_code(&self, call: &Call, exec_id: &str) -> Result<i64, EngineError> {
+    pub(super) async fn exit_code(&self, call: &Call, exec_id: &str) -> Result<i64, EngineError> {
         loop {
             let state = self
                 .docker

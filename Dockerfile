@@ -17,7 +17,7 @@ RUN --mount=type=secret,id=ca,required=false \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca CARGO_HTTP_CAINFO=/run/secrets/ca; fi \
     && CARGO_HOME=${CARGO_HOME:-/usr/local/cargo} cargo build --release --locked --bin lifeboat \
     && install -D target/release/lifeboat /out/usr/local/bin/lifeboat \
-    && for name in run backup list show restore import forget export verify prune repair copy key doctor status; do \
+    && for name in run backup list show restore mark pitr import forget export verify prune repair copy key doctor status; do \
         ln -s lifeboat "/out/usr/local/bin/$name"; \
     done \
     && install -d -m 0700 /out/backup /out/var/lib/lifeboat && install -d /out/data /out/project

@@ -182,7 +182,10 @@ fn dumps_of_an_instant_come_back_in_an_empty_server() {
     assert_eq!(databases(&target), databases(&source));
     assert_eq!(digest(&target, "app"), digest_then);
     assert_eq!(description(&target, "app"), described);
-    assert_eq!(text_in(&target, "app", "SHOW search_path"), "\"Main\", public");
+    assert_eq!(
+        text_in(&target, "app", "SHOW search_path"),
+        "\"Main\", public"
+    );
     for name in HOSTILE {
         assert_eq!(text_in(&target, name, "SELECT name FROM here"), name);
     }
@@ -232,7 +235,11 @@ fn a_restore_replaces_whole_databases_or_nothing() {
     let mut app = cluster.try_connect("app").unwrap();
     app.batch_execute("DELETE FROM notes; CREATE TABLE since (id int)")
         .unwrap();
-    let (changed, names, all_roles) = (digest(&cluster, "app"), databases(&cluster), roles(&cluster));
+    let (changed, names, all_roles) = (
+        digest(&cluster, "app"),
+        databases(&cluster),
+        roles(&cluster),
+    );
 
     // Brought in and rolled back before the commit: the session of before was ended, no more.
     let (mut restore, run) = place.apply(&cluster, &place.config(&[]), false).unwrap();
@@ -241,7 +248,10 @@ fn a_restore_replaces_whole_databases_or_nothing() {
     place.block_on(restore.rollback()).unwrap();
     assert_eq!(run.journal.pending().unwrap(), []);
     assert_eq!(digest(&cluster, "app"), changed);
-    assert_eq!((databases(&cluster), roles(&cluster)), (names.clone(), all_roles.clone()));
+    assert_eq!(
+        (databases(&cluster), roles(&cluster)),
+        (names.clone(), all_roles.clone())
+    );
 
     // Killed before the commit, and undone by the next start.
     let (killed, _) = place.apply(&cluster, &place.config(&[]), false).unwrap();
@@ -249,7 +259,10 @@ fn a_restore_replaces_whole_databases_or_nothing() {
     let undone = place.undo(cluster.stack(), &[]);
     assert_eq!(undone.open, [""; 0]);
     assert_eq!(digest(&cluster, "app"), changed);
-    assert_eq!((databases(&cluster), roles(&cluster)), (names.clone(), all_roles));
+    assert_eq!(
+        (databases(&cluster), roles(&cluster)),
+        (names.clone(), all_roles)
+    );
 
     // A damaged stream changes nothing: here the database's owner cannot be made.
     place.restore(&cluster, &[], true).unwrap();
@@ -428,13 +441,17 @@ fn what_the_server_refuses_is_said_before_anything_is_done() {
     let place = Place::new();
     let vars = [("POSTGRES_BIN", "/nowhere")];
     let mut service = PostgresDump::new(&config(&vars), &cluster.stack()).unwrap();
-    let err = refused(place.backup(&mut service, || ()), &["POSTGRES_BIN", "/nowhere"]);
+    let err = refused(
+        place.backup(&mut service, || ()),
+        &["POSTGRES_BIN", "/nowhere"],
+    );
     assert_eq!(err.kind, ErrorKind::Setup);
     let checks = place.block_on(service.check());
     assert!(
-        checks
-            .iter()
-            .any(|c| c.outcome.as_ref().is_err_and(|why| why.contains("POSTGRES_BIN"))),
+        checks.iter().any(|c| c
+            .outcome
+            .as_ref()
+            .is_err_and(|why| why.contains("POSTGRES_BIN"))),
         "{checks:?}"
     );
 }

@@ -34,9 +34,9 @@ pub fn restore(
     keep_old: bool,
 ) -> Result<Box<dyn Restore>, ServiceError> {
     Ok(match found.kind {
-        ServiceKind::Postgres if postgres::restores_dumps(config, &record.report) => Box::new(
-            postgres::PostgresDumpRestore::new(config, found, keep_old)?,
-        ),
+        ServiceKind::Postgres if postgres::restores_dumps(config, &record.report) => {
+            Box::new(postgres::PostgresDumpRestore::new(config, found, keep_old)?)
+        }
         ServiceKind::Postgres => {
             let adapter = postgres::PostgresRestore::new(config, found)?;
             Box::new(adapter.with_replay(replay.cloned()))

@@ -109,10 +109,11 @@ pub(super) fn complete(report: &CopyReport) -> anyhow::Result<()> {
 
 fn text(report: &CopyReport, target: &RepositoryPlace) -> String {
     format!(
-        "{} backups copied to {target} with {} packs of {}; {} were there\n",
+        "{} backups copied to {target} with {} packs of {}, and {} of WAL; {} backups were there\n",
         report.copied.len(),
         report.packs,
         output::bytes(report.pack_bytes),
+        output::bytes(report.wal_bytes),
         report.there
     )
 }

@@ -1,5 +1,7 @@
 //! `restore --database`: one database, or tables of it, into the running server.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 use jiff::Timestamp;
 
@@ -10,6 +12,7 @@ use crate::repository::Repository;
 use crate::repository::manifest::{ArchiveRecord, Manifest};
 use crate::repository::session::new_id;
 use crate::services::postgres::extract::{Extracted, Extraction, Request, Target};
+use crate::services::postgres::pitr::Replay;
 use crate::services::{ErrorKind, ServiceError, ServiceKind};
 use crate::stack::StackService;
 
@@ -19,6 +22,7 @@ pub async fn run(
     place: &Workplace,
     repository: &Repository,
     manifest: &Manifest,
+    replays: &BTreeMap<String, Replay>,
 ) -> Result<(), Failure> {
     let Some(database) = &args.database else {
         return Err(Failure::sentence("no database was named"));
@@ -36,7 +40,10 @@ pub async fn run(
         } else {
             format!("{} in database \"{database}\"", args.table.join(", "))
         };
-        let asked = format!("Replace {what} of {} by what it was at {}?", service.name, record.point.at);
+        let asked = format!(
+            "Replace {what} of {} by what it was at {}?",
+            service.name, record.point.at
+        );
         question::confirm(context, args.yes, &asked, "replace it")?;
     }
     let request = Request {
@@ -44,6 +51,7 @@ pub async fn run(
         tables: args.table.clone(),
         target,
         keep_old: args.keep_old,
+        replay: replays.get(&record.name).cloned(),
     };
     let run = place.run(&context.config, &new_id(Timestamp::now()))?;
     let mut extraction = Extraction::begin(&context.config, service, &run)
@@ -72,7 +80,12 @@ fn archive<'m>(manifest: &'m Manifest, only: &[String]) -> Result<&'m ArchiveRec
         .archives
         .iter()
         .filter(|a| a.kind == ServiceKind::Postgres)
-        .filter(|a| only.is_empty() || only.iter().any(|name| *name == a.name || name == "postgres"))
+        .filter(|a| {
+            only.is_empty()
+                || only
+                    .iter()
+                    .any(|name| *name == a.name || name == "postgres")
+        })
         .collect();
     match found.as_slice() {
         [one] => Ok(one),

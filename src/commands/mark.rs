@@ -1,5 +1,6 @@
 //! `mark`: gives this moment a name that `restore --mark` goes back to.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -61,18 +62,23 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         repository.put_mark(mark).map_err(anyhow::Error::new)?;
     }
     Ok(output::print(context.json, &Marked { marks }, |marked| {
-        marked
-            .marks
-            .iter()
-            .map(|mark| {
-                format!(
-                    "{}: marked as \"{}\" at {}; `restore --mark {}` goes back to it\n",
-                    mark.service,
-                    mark.name,
-                    output::time(mark.at, &context.config.schedule.time_zone),
-                    mark.name
-                )
-            })
-            .collect()
+        text(marked, &context.config.schedule.time_zone)
     })?)
+}
+
+fn text(marked: &Marked, zone: &str) -> String {
+    let mut out = String::new();
+    for mark in &marked.marks {
+        // Writing to a String cannot fail.
+        writeln!(
+            out,
+            "{}: marked as \"{}\" at {}; `restore --mark {}` goes back to it",
+            mark.service,
+            mark.name,
+            output::time(mark.at, zone),
+            mark.name
+        )
+        .ok();
+    }
+    out
 }

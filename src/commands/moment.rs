@@ -87,7 +87,9 @@ pub fn find(
     match (named, args.is_given()) {
         (Some(id), false) => finder.backup(&id, backup == Some("latest")),
         // `latest` and a moment: the backup is chosen by the moment.
-        (Some(id), true) => finder.moment(args, Some(id).filter(|_| backup != Some("latest"))),
+        (Some(id), true) => {
+            finder.moment(args, Some(id.as_str()).filter(|_| backup != Some("latest")))
+        }
         (None, _) => finder.moment(args, None),
     }
 }
@@ -143,8 +145,8 @@ impl Finder<'_> {
     }
 
     /// The backup that a moment is reached from.
-    fn moment(&self, args: &Args, only: Option<String>) -> Result<Moment, Failure> {
-        let manifests = self.manifests(only.as_deref())?;
+    fn moment(&self, args: &Args, only: Option<&str>) -> Result<Moment, Failure> {
+        let manifests = self.manifests(only)?;
         let newest = manifests
             .iter()
             .find(|manifest| clusters(manifest).next().is_some())

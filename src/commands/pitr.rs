@@ -18,7 +18,7 @@ use crate::services::postgres::pitr::Capture;
 use crate::services::postgres::pitr::capture::Step;
 use crate::services::postgres::wal::Lsn;
 use note::Note;
-pub(super) use spans::{Service, services, text};
+pub(super) use spans::{Cluster, services, text};
 
 /// Shows which moments of PostgreSQL can be restored, and looks after what makes that possible.
 #[derive(Debug, Default, clap::Args)]
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 #[derive(Debug, Serialize)]
 struct Status {
     on: bool,
-    services: Vec<Service>,
+    services: Vec<Cluster>,
     /// How the running sidecar fetches it.
     notes: Vec<Note>,
 }
@@ -169,7 +169,7 @@ async fn off(context: &Context) -> Result<(), Failure> {
         told.push("PITR is on in this environment: set PITR=off and start the sidecar anew, or it begins again".to_owned());
     }
     Ok(output::print(context.json, &told, |told| {
-        told.iter().map(|line| format!("{line}\n")).collect()
+        told.join("\n") + "\n"
     })?)
 }
 

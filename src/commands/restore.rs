@@ -61,7 +61,12 @@ pub struct Args {
     #[arg(long, value_name = "SCHEMA.TABLE", requires = "database")]
     pub table: Vec<String>,
     /// Restores into a database of this name; with --table one that exists takes the tables as well.
-    #[arg(long, value_name = "NAME", requires = "database", conflicts_with = "replace")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "database",
+        conflicts_with = "replace"
+    )]
     pub into_database: Option<String>,
     /// Puts the database, or the tables, in the place of the live ones.
     #[arg(long, requires = "database")]
@@ -90,7 +95,8 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     )?;
     let id = manifest.id.clone();
     if args.database.is_some() {
-        return super::extract::run(context, args, &place, &repository, &manifest, &replays).await;
+        let taken = super::extract::run(context, args, &place, &repository, &manifest, &replays);
+        return Box::pin(taken).await;
     }
     let request = Request {
         only: args.only.clone(),

@@ -35,9 +35,9 @@ pub fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     let mut trouble = trouble(&record, now);
     trouble.extend(wal.iter().flat_map(|note| note.trouble(now, pitr.interval)));
     let status = Status {
-        trouble,
-        wal,
         record,
+        wal,
+        trouble,
     };
     output::print(context.json, &status, |status| {
         text(status, &context.config.schedule.time_zone)

@@ -13,8 +13,8 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, PostgresMode, QdrantConfig, RepositoryPlace,
-    RetentionPolicy, Schedule, Secret, VARIABLES,
+    Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, PostgresMode, QdrantConfig,
+    RepositoryPlace, RetentionPolicy, Schedule, Secret, VARIABLES,
 };
 use crate::repository::keys::Keys;
 
@@ -207,7 +207,11 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             password: raw.postgres_password,
             data: raw.postgres_data.map(PathBuf::from),
             mode: match mistakes
-                .one_of("POSTGRES_MODE", raw.postgres_mode, &["physical", "dump", "both"])
+                .one_of(
+                    "POSTGRES_MODE",
+                    raw.postgres_mode,
+                    &["physical", "dump", "both"],
+                )
                 .as_str()
             {
                 "dump" => PostgresMode::Dump,

@@ -2,7 +2,8 @@
 //!
 //! For each backup, oldest first: a lease in the target, packs → index → moves → ranges → list of packs →
 //! manifest. What is there is not sent again, so a copy that was cut short goes on where it was. Each pack's
-//! SHA-256 is compared with its name on the way; a pack that the target knows to be damaged is replaced.
+//! SHA-256 is compared with its name on the way; a pack that the target knows to be damaged is replaced. The
+//! write-ahead log comes last ([`wal`]).
 //!
 //! # Beside a prune of the source
 //!
@@ -22,6 +23,7 @@ mod claims;
 mod copier;
 mod keys;
 mod reencrypt;
+mod wal;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -48,6 +50,9 @@ pub struct CopyReport {
     pub there: u64,
     pub packs: u64,
     pub pack_bytes: u64,
+    /// Files of the write-ahead log.
+    pub wal_files: u64,
+    pub wal_bytes: u64,
     /// Backups that could not be copied because they are damaged here, as sentences.
     pub faults: Vec<String>,
     /// Backups that could not be copied because something in the target is in the way, as sentences.
@@ -115,7 +120,9 @@ pub fn copy(
         let outcome = copier.backup(&id, known);
         copier.report.note(source, id, known, outcome)?;
     }
-    Ok(copier.report)
+    let mut report = copier.report;
+    wal::send(source, &target, &mut report)?;
+    Ok(report)
 }
 
 impl CopyReport {

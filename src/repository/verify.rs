@@ -10,6 +10,7 @@ mod files;
 mod packs;
 mod reading;
 mod shared;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read;
@@ -325,6 +326,11 @@ impl<'a> Look<'a> {
         for fault in shared::faults(self.repository)? {
             self.report.add(fault, []);
         }
+        let (faults, read) = wal::faults(self.repository, self.depth)?;
+        for fault in faults {
+            self.report.add(fault, []);
+        }
+        self.report.read_bytes += read;
         self.report.notes = recover::notes(&**self.repository.store())?;
         let vault = self.repository.vault();
         let entries = vault.store.list("moved")?;

@@ -59,8 +59,8 @@ use crate::archive::ArchiveWriter;
 use crate::config::Config;
 use crate::stack::StackService;
 
-pub use self::facts::Facts;
 pub use self::dump::{PostgresBoth, PostgresDump, PostgresDumpRestore, restores_dumps};
+pub use self::facts::Facts;
 pub use self::files::PostgresFiles;
 pub use self::restore::{PostgresRestore, has_cluster};
 

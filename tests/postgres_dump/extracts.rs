@@ -62,9 +62,15 @@ fn round(cluster: &Cluster, place: &Place) {
     let hostile = format!("to {}", HOSTILE[0]);
     let into = Target::Database(hostile.clone());
     extract(HOSTILE[0], &[], into.clone()).unwrap();
-    assert_eq!(text_in(cluster, &hostile, "SELECT name FROM here"), HOSTILE[0]);
+    assert_eq!(
+        text_in(cluster, &hostile, "SELECT name FROM here"),
+        HOSTILE[0]
+    );
     refused(extract(HOSTILE[0], &[], into), &["already", "--replace"]);
-    refused(extract("nowhere", &[], Target::Beside), &["no database \"nowhere\"", "app"]);
+    refused(
+        extract("nowhere", &[], Target::Beside),
+        &["no database \"nowhere\"", "app"],
+    );
 
     // A table beside, with its index; one that is there is not written over.
     let tables = Target::Database("only tables".to_owned());
@@ -73,11 +79,28 @@ fn round(cluster: &Cluster, place: &Place) {
     refused(done, &["people"]);
     assert!(!databases(cluster).contains(&"only tables".to_owned()));
     let done = extract("app", &["public.counted", "many"], tables.clone()).unwrap();
-    assert_eq!(done.tables, ["public.counted", "public.many", "public.many_1", "public.many_2"]);
-    assert_eq!(number_in(cluster, "only tables", "SELECT count FROM counted"), 150_000);
-    assert_eq!(number_in(cluster, "only tables", "SELECT count(*) FROM many"), 2000);
+    assert_eq!(
+        done.tables,
+        [
+            "public.counted",
+            "public.many",
+            "public.many_1",
+            "public.many_2"
+        ]
+    );
+    assert_eq!(
+        number_in(cluster, "only tables", "SELECT count FROM counted"),
+        150_000
+    );
+    assert_eq!(
+        number_in(cluster, "only tables", "SELECT count(*) FROM many"),
+        2000
+    );
     refused(extract("app", &["many"], tables), &["already exists"]);
-    assert_eq!(number_in(cluster, "only tables", "SELECT count(*) FROM many"), 2000);
+    assert_eq!(
+        number_in(cluster, "only tables", "SELECT count(*) FROM many"),
+        2000
+    );
     refused(
         extract("app", &["public.nothing"], Target::Beside),
         &["no table public.nothing"],
@@ -111,7 +134,10 @@ fn round(cluster: &Cluster, place: &Place) {
         .find(|name| name.starts_with("lifeboat_old_"))
         .unwrap();
     assert!(done.warnings[0].contains(&old), "{done:?}");
-    assert_eq!(text_in(cluster, &old, "SELECT name FROM people WHERE id = 1"), "x");
+    assert_eq!(
+        text_in(cluster, &old, "SELECT name FROM people WHERE id = 1"),
+        "x"
+    );
     cluster.sql(&format!("DROP DATABASE {}", quote(&old)));
     assert_clean(cluster, place);
 }

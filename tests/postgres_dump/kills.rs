@@ -96,7 +96,8 @@ fn is_at(cluster: &Cluster, place: &Place, moment: &str) -> bool {
         "unpacking" => throwaway("data/base"),
         "recovering" => throwaway("data/postmaster.pid"),
         "loading" => {
-            cluster.number("SELECT count(*) FROM pg_database WHERE datname LIKE 'lifeboat_new_%'") > 0
+            cluster.number("SELECT count(*) FROM pg_database WHERE datname LIKE 'lifeboat_new_%'")
+                > 0
         }
         _ => journalled("postgres-switched"),
     }

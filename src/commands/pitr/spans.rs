@@ -18,7 +18,7 @@ use crate::services::postgres::pitr::target::{Base, Question, Reachable};
 
 /// One cluster of the backups.
 #[derive(Debug, Serialize)]
-pub struct Service {
+pub struct Cluster {
     pub service: String,
     pub project: Option<String>,
     pub spans: Vec<Reachable>,
@@ -26,9 +26,10 @@ pub struct Service {
 }
 
 /// All clusters that there is WAL of.
-pub fn services(context: &Context, repository: &Arc<Repository>) -> Result<Vec<Service>, Failure> {
+pub fn services(context: &Context, repository: &Arc<Repository>) -> Result<Vec<Cluster>, Failure> {
     let list = repository.wal().map_err(anyhow::Error::new)?;
-    if list.stretches.is_empty() {
+    // Who holds only public keys cannot tell.
+    if list.stretches.is_empty() || !repository.vault().can_read() {
         return Ok(Vec::new());
     }
     let manifests = manifests(repository)?;
@@ -36,13 +37,13 @@ pub fn services(context: &Context, repository: &Arc<Repository>) -> Result<Vec<S
     let marks = repository.marks(&list).map_err(anyhow::Error::new)?;
     let mut found = Vec::new();
     for (project, service) in names(&manifests) {
-        let bases = bases(&manifests, &project, &service);
+        let bases = bases(&manifests, project.as_deref(), &service);
         let systems: BTreeSet<u64> = bases.iter().map(|base| base.system).collect();
         if !list.systems.iter().any(|system| systems.contains(system)) {
             continue;
         }
         let question = question(repository, &list, &bases, &zone);
-        found.push(Service {
+        found.push(Cluster {
             spans: question.reachable().map_err(anyhow::Error::new)?,
             marks: marks
                 .iter()
@@ -62,11 +63,15 @@ pub fn reaches(
     repository: &Arc<Repository>,
     step: &Step,
 ) -> Result<bool, Failure> {
+    if !repository.vault().can_read() {
+        // It cannot be told: only a loss is a reason then.
+        return Ok(step.gap.is_none());
+    }
     let list = repository.wal().map_err(anyhow::Error::new)?;
     let manifests = manifests(repository)?;
     let zone = TimeZone::get(&context.config.schedule.time_zone).unwrap_or(TimeZone::UTC);
     for (project, service) in names(&manifests) {
-        let mut bases = bases(&manifests, &project, &service);
+        let mut bases = bases(&manifests, project.as_deref(), &service);
         bases.retain(|base| base.system == step.system);
         // Older ones lead there through it, or not at all.
         bases.truncate(1);
@@ -100,10 +105,10 @@ fn names(manifests: &[Manifest]) -> BTreeSet<(Option<String>, String)> {
     clusters.collect()
 }
 
-fn bases<'m>(manifests: &'m [Manifest], project: &Option<String>, service: &str) -> Vec<Base<'m>> {
+fn bases<'m>(manifests: &'m [Manifest], project: Option<&str>, service: &str) -> Vec<Base<'m>> {
     manifests
         .iter()
-        .filter(|manifest| manifest.project == *project)
+        .filter(|manifest| manifest.project.as_deref() == project)
         .filter_map(|manifest| Base::of(manifest, service))
         .collect()
 }
@@ -124,7 +129,7 @@ fn question<'q, 'm>(
 }
 
 /// A line for each span.
-pub fn text(services: &[Service], zone: &str) -> String {
+pub fn text(services: &[Cluster], zone: &str) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
         // Writing to a String cannot fail.

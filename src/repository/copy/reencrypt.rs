@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::claims::Claims;
-use super::{CopyReport, Halt, LOOKS, not_taken, unreadable};
+use super::{CopyReport, Halt, LOOKS, not_taken, unreadable, wal};
 use crate::repository::frame::Decoder;
 use crate::repository::lease;
 use crate::repository::manifest::{ArchiveRecord, Manifest};
@@ -68,7 +68,9 @@ pub fn reencrypt(
         };
         rewriter.report.note(source, id, known, outcome)?;
     }
-    Ok(rewriter.report)
+    let mut report = rewriter.report;
+    wal::send_anew(source, target, &mut report)?;
+    Ok(report)
 }
 
 struct Rewriter<'a, P> {

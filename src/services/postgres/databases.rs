@@ -185,7 +185,10 @@ fn describing_statements(name: &str, like: &Described) -> Vec<(String, String)> 
     if let Some(grants) = &like.grants {
         let mut statements = vec![
             format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
-            format!("REVOKE ALL ON DATABASE {database} FROM {}", quote(&like.owner)),
+            format!(
+                "REVOKE ALL ON DATABASE {database} FROM {}",
+                quote(&like.owner)
+            ),
         ];
         statements.extend(grants.iter().map(|grant| {
             let grantee = grant
@@ -353,10 +356,8 @@ pub async fn drop_globals(
     session
         .run("drop the roles that a restore made", move |client| {
             for tablespace in tablespaces {
-                client.batch_execute(&format!(
-                    "DROP TABLESPACE IF EXISTS {}",
-                    quote(&tablespace)
-                ))?;
+                client
+                    .batch_execute(&format!("DROP TABLESPACE IF EXISTS {}", quote(&tablespace)))?;
             }
             if roles.is_empty() {
                 return Ok(());
@@ -439,13 +440,16 @@ fn end_sessions(client: &mut Client, names: &[String]) -> Result<(), postgres::E
 pub async fn end_tools(session: &Session, application: &str) -> Result<(), ServiceError> {
     let application = application.to_owned();
     session
-        .run("end the sessions of pg_dump and pg_restore", move |client| {
-            client.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        .run(
+            "end the sessions of pg_dump and pg_restore",
+            move |client| {
+                client.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                  WHERE application_name = $1 AND pid <> pg_backend_pid()",
-                &[&application],
-            )
-        })
+                    &[&application],
+                )
+            },
+        )
         .await
         .map(drop)
 }

@@ -160,7 +160,9 @@ impl PostgresDump {
             mtime_secs: held.at.as_second(),
             ..EntryMeta::default()
         };
-        let globals = held.dump_globals(&service, archive, (directory, &meta)).await?;
+        let globals = held
+            .dump_globals(&service, archive, (directory, &meta))
+            .await?;
         let mut facts = DumpFacts::new(held.server.version.clone(), held.server.major, globals);
         for snapshot in std::mem::take(&mut held.snapshots) {
             let name = snapshot.database.name.clone();
@@ -168,7 +170,7 @@ impl PostgresDump {
             let member = facts::member(directory, &name);
             let written =
                 stream::dump(&held.tools, &call, &service, (&member, &meta), archive).await?;
-            let (tables, _) = snapshot
+            let census = snapshot
                 .session
                 .run("count the tables", server::census)
                 .await?;
@@ -179,7 +181,7 @@ impl PostgresDump {
                 parts: written.parts,
                 bytes: written.bytes,
                 sha256: written.sha256,
-                tables,
+                tables: census.tables,
             });
         }
         Ok(facts)
@@ -222,8 +224,11 @@ impl Held {
         (directory, meta): (&str, &EntryMeta),
     ) -> Result<Globals, ServiceError> {
         let passwords = self.server.is_superuser;
-        let mut call = Call::new("pg_dumpall", "dump the roles")
-            .args(["--globals-only", "--no-password", "--encoding=UTF8"]);
+        let mut call = Call::new("pg_dumpall", "dump the roles").args([
+            "--globals-only",
+            "--no-password",
+            "--encoding=UTF8",
+        ]);
         if !passwords {
             call = call.arg("--no-role-passwords");
         }

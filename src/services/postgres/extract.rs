@@ -29,6 +29,7 @@ use super::databases;
 use super::dump::Server;
 use super::dump::facts::{self, DumpFacts};
 use super::facts::Facts;
+use super::pitr::Replay;
 use super::session::Session;
 use super::throwaway::Throwaway;
 use super::tools::Tools;
@@ -48,6 +49,8 @@ pub struct Request {
     pub tables: Vec<String>,
     pub target: Target,
     pub keep_old: bool,
+    /// To another moment than the end of a physical backup.
+    pub replay: Option<Replay>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,8 +135,8 @@ impl Extraction {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|why| self.setup(why))?;
         let name = self.target_name(request).await?;
-        let dumps =
-            DumpFacts::of(&record.report).map_err(|why| self.access.error(ErrorKind::Damaged, why))?;
+        let dumps = DumpFacts::of(&record.report)
+            .map_err(|why| self.access.error(ErrorKind::Damaged, why))?;
         let whole = asked.is_empty();
         let source = match dumps {
             Some(dumps) => self.from_dumps(&dumps, archive()?, request).await?,

@@ -12,8 +12,8 @@ use super::access::Access;
 use super::backup::read_control;
 use super::facts::Facts;
 use super::label::BackupLabel;
-use super::pitr::Replay;
 use super::listing;
+use super::pitr::Replay;
 use super::recovery::{self, AUTO_CONF};
 use super::server::Server;
 use super::session::Session;
@@ -434,7 +434,11 @@ fn add_settings(
 }
 
 /// The server starts from a directory that is its own, and closed to others, only.
-pub(super) fn own_directory(staged: &Path, facts: &Facts, owner: (u32, u32)) -> std::io::Result<()> {
+pub(super) fn own_directory(
+    staged: &Path,
+    facts: &Facts,
+    owner: (u32, u32),
+) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::os::unix::fs::chown(staged, Some(owner.0), Some(owner.1))?;
     let mode = 0o700 | (facts.owner.mode & 0o050);

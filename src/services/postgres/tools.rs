@@ -14,7 +14,7 @@ use tokio::process::Command;
 use super::access::Access;
 use crate::config::{Config, Secret};
 use crate::services::{ErrorKind, ServiceError};
-use crate::stack::engine::{Engine, Ended, Exec, Input, Output, keep_end};
+use crate::stack::engine::{Ended, Engine, Exec, Input, Output, keep_end};
 
 /// How much of a tool's complaints is kept.
 const COMPLAINT_BYTES: usize = 8 << 10;

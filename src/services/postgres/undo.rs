@@ -128,7 +128,10 @@ pub async fn undo(
         } => {
             undo_switched(config, service, databases, *keep_old, is_committed).await?;
             Ok(if is_committed {
-                format!("ended the restore of {}: the new databases stay", service.name)
+                format!(
+                    "ended the restore of {}: the new databases stay",
+                    service.name
+                )
             } else {
                 format!("put back {what}")
             })

@@ -4,8 +4,8 @@
 
 use async_trait::async_trait;
 
-use super::facts;
 use super::PostgresDump;
+use super::facts;
 use crate::archive::ArchiveWriter;
 use crate::config::{Config, PostgresMode};
 use crate::services::postgres::Postgres;

@@ -152,8 +152,9 @@ impl DumpFacts {
         for dumped in &facts.databases {
             let name = dumped.database.name.as_str();
             let is_name = !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\0');
-            let is_member =
-                [DIRECTORY, BESIDE].map(|directory| member(directory, name)).contains(&dumped.member);
+            let is_member = [DIRECTORY, BESIDE]
+                .map(|directory| member(directory, name))
+                .contains(&dumped.member);
             if !is_name || !is_member || !names.insert(name) {
                 return Err(unreadable(format!(
                     "it names the database \"{}\" as {}",

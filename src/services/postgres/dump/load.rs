@@ -105,11 +105,13 @@ impl<R: AsyncRead + Unpin + Send> Dumps<R> {
         loop {
             // Asked for anew in each round: what is given away is given away for good.
             let found = match self.members.next().await {
-                Ok(Some(entry)) => entry
-                    .path_bytes()
-                    .map_err(|err| unreadable(&service, &err))?
-                    .as_ref()
-                    == wanted.as_bytes(),
+                Ok(Some(entry)) => {
+                    entry
+                        .path_bytes()
+                        .map_err(|err| unreadable(&service, &err))?
+                        .as_ref()
+                        == wanted.as_bytes()
+                }
                 Ok(None) => {
                     return Err(ServiceError::new(
                         service,

@@ -141,7 +141,7 @@ impl PostgresDumpRestore {
         self.made.databases.push((name.clone(), entry));
         databases::create(session, &name, &dumped.database).await?;
         dumps.load(dumped, tools, &name, arguments).await?;
-        let (tables, _) = count_tables(&self.access, &name).await?;
+        let tables = count_tables(&self.access, &name).await?;
         if tables != dumped.tables {
             return Err(self.access.error(
                 ErrorKind::Damaged,
@@ -219,11 +219,11 @@ impl PostgresDumpRestore {
     }
 }
 
-async fn count_tables(access: &Access, database: &str) -> Result<(u64, u64), ServiceError> {
+async fn count_tables(access: &Access, database: &str) -> Result<u64, ServiceError> {
     let session = Session::open_at(access, access.attempts_at(database)).await?;
     let counted = session.run("count the tables", server::census).await;
     session.close().await;
-    counted
+    Ok(counted?.tables)
 }
 
 /// A server takes what older ones dumped, and not what later ones did.
@@ -279,7 +279,10 @@ impl Restore for PostgresDumpRestore {
                 ),
             ),
             match fits(facts.major, server.major) {
-                Ok(()) => Check::good(subject("version"), format!("into PostgreSQL {}", server.version)),
+                Ok(()) => Check::good(
+                    subject("version"),
+                    format!("into PostgreSQL {}", server.version),
+                ),
                 Err(why) => Check::bad(subject("version"), why),
             },
         ];
@@ -340,7 +343,7 @@ impl Restore for PostgresDumpRestore {
     ) -> Result<(), ServiceError> {
         for dumped in &self.facts(record)?.databases {
             let name = &dumped.database.name;
-            let (tables, _) = count_tables(&self.access, name).await?;
+            let tables = count_tables(&self.access, name).await?;
             if tables < dumped.tables {
                 return Err(self.access.error(
                     ErrorKind::Damaged,

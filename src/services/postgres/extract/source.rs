@@ -4,17 +4,18 @@ use super::{Extraction, Request};
 use crate::archive::unpack::{UnpackOptions, unpack};
 use crate::repository::manifest::ArchiveRecord;
 use crate::repository::reader::ArchiveReader;
+use crate::restore::Restore as _;
 use crate::services::postgres::PostgresRestore;
 use crate::services::postgres::dump::facts::{Described, DumpFacts, describing, parse_described};
 use crate::services::postgres::dump::load::Dumps;
 use crate::services::postgres::facts::Facts;
+use crate::services::postgres::pitr::Replay;
 use crate::services::postgres::recovery::{self, AUTO_CONF};
 use crate::services::postgres::restore::own_directory;
 use crate::services::postgres::server::literal;
 use crate::services::postgres::throwaway::Ground;
 use crate::services::postgres::tools::Tools;
 use crate::services::{ErrorKind, ServiceError};
-use crate::restore::Restore as _;
 
 /// The database as it was.
 pub enum Source {
@@ -54,7 +55,10 @@ pub fn table(text: &str) -> Result<Table, String> {
         match c {
             '"' => quoted = !quoted,
             '.' if !quoted => parts.push(String::new()),
-            c => parts.last_mut().map(|part| part.push(c)).unwrap_or_default(),
+            c => parts
+                .last_mut()
+                .map(|part| part.push(c))
+                .unwrap_or_default(),
         }
     }
     let named = match parts.as_slice() {
@@ -118,13 +122,21 @@ impl Extraction {
             )));
         }
         let known = facts.databases.iter().map(|d| d.name.as_str());
-        if !known.clone().any(|name| name == request.database) {
+        let replay = request.replay.as_ref();
+        // Later on it may have come.
+        let goes_on = replay.is_some_and(Replay::goes_on);
+        if !goes_on && !known.clone().any(|name| name == request.database) {
             return Err(self.no_database(request, known.collect()));
         }
         let restore = PostgresRestore::new(&self.config, &self.stack)?;
-        let ground =
-            Ground::prepare(&self.config, &self.access, &self.run, record.raw_bytes).await?;
-        let prepared = self.unpack(&ground, facts, archive, &restore).await;
+        let ground = Ground::prepare(
+            &self.config,
+            &self.access,
+            &self.run,
+            record.raw_bytes + replay.map_or(0, Replay::staged_bytes),
+        )
+        .await?;
+        let prepared = self.unpack(&ground, facts, archive, &restore, replay).await;
         let (auto_conf, owner) = match prepared {
             Ok(prepared) => prepared,
             Err(err) => {
@@ -149,6 +161,7 @@ impl Extraction {
         facts: &Facts,
         archive: ArchiveReader,
         restore: &PostgresRestore,
+        replay: Option<&Replay>,
     ) -> Result<(Option<String>, (u32, u32)), ServiceError> {
         let user = rustix::process::geteuid();
         let mine = (user.as_raw(), rustix::process::getegid().as_raw());
@@ -179,7 +192,12 @@ impl Extraction {
                     Err(err) if err.kind() == std::io::ErrorKind::NotFound => String::new(),
                     Err(err) => return Err(err),
                 };
-                Ok(Some(recovery::with_settings(&original, facts.timeline)))
+                if let Some(replay) = replay {
+                    replay.stage(&data, owner)?;
+                }
+                let timeline = replay.map_or(facts.timeline, Replay::timeline);
+                let target = replay.map_or(&[][..], Replay::settings);
+                Ok(Some(recovery::with_settings(&original, timeline, target)))
             };
             let auto_conf = auto_conf().map_err(|err| {
                 let message = format!("cannot prepare {}: {err}", data.display());

@@ -356,7 +356,7 @@ impl Fetch<'_> {
         let Some(first) = line.first_segment else {
             return size.start_of(segment).0;
         };
-        while segment > first && self.check(open, line, segment - 1).is_ok() {
+        while segment > first && check(open, line, segment - 1).is_ok() {
             segment -= 1;
         }
         size.start_of(segment).0
@@ -421,7 +421,7 @@ impl Fetch<'_> {
             let segment = size.segment_at(Lsn(at));
             let begin = size.start_of(segment).0;
             let until = end.min(begin + size.bytes());
-            if !self.is_there(self.check(open, line, segment), open, line, segment)? {
+            if !self.is_there(check(open, line, segment), open, line, segment)? {
                 return Ok(None);
             }
             let path = open.directory.join(size.name(line.timeline, segment));
@@ -436,29 +436,12 @@ impl Fetch<'_> {
                 Ok(()) => {}
             }
             // Without a slot it may have been recycled under the reader's hands.
-            if !self.is_there(self.check(open, line, segment), open, line, segment)? {
+            if !self.is_there(check(open, line, segment), open, line, segment)? {
                 return Ok(None);
             }
             at = until;
         }
         Ok(Some(all))
-    }
-
-    fn check(&self, open: &Open, line: &Line, segment: u64) -> Result<(), SegmentError> {
-        let path = open.directory.join(open.size.name(line.timeline, segment));
-        let mut expected = Expected {
-            timeline: line.timeline,
-            segment,
-            size: open.size,
-            system_identifier: open.system,
-        };
-        if line.first_segment == Some(segment)
-            && let Some(timeline) = wal::first_timeline(&path)?.filter(|t| *t < line.timeline)
-        {
-            // Its first pages are those of the timeline before.
-            expected.timeline = timeline;
-        }
-        wal::check_segment(&path, &expected)
     }
 
     fn is_there(
@@ -485,7 +468,7 @@ impl Fetch<'_> {
         let last = open.size.segment_before(Lsn(self.look.flushed));
         let mut segment = open.size.segment_at(Lsn(line.end)) + 1;
         while segment <= last {
-            if self.is_there(self.check(open, line, segment), open, line, segment)? {
+            if self.is_there(check(open, line, segment), open, line, segment)? {
                 // A unit begins at a segment's start, or in it where segments are larger.
                 return Ok(open.size.start_of(segment).0);
             }
@@ -506,11 +489,11 @@ impl Fetch<'_> {
         if !self.repository.vault().can_read() {
             return Ok(());
         }
-        let Some(live) = self.read(open, line, newest.start, newest.end)? else {
+        let Some(found) = self.read(open, line, newest.start, newest.end)? else {
             return Ok(());
         };
         let stored = self.stored(self.repository.read_wal(newest))?;
-        if stored == live {
+        if stored == found {
             Ok(())
         } else {
             Err(self.contradicted(line))
@@ -577,4 +560,22 @@ impl Fetch<'_> {
 /// The start of the unit that a position lies in.
 const fn unit_start(position: u64) -> u64 {
     position - position % STRETCH_BYTES
+}
+
+/// Looks at a segment's header.
+fn check(open: &Open, line: &Line, segment: u64) -> Result<(), SegmentError> {
+    let path = open.directory.join(open.size.name(line.timeline, segment));
+    let mut expected = Expected {
+        timeline: line.timeline,
+        segment,
+        size: open.size,
+        system_identifier: open.system,
+    };
+    if line.first_segment == Some(segment)
+        && let Some(timeline) = wal::first_timeline(&path)?.filter(|t| *t < line.timeline)
+    {
+        // Its first pages are those of the timeline before.
+        expected.timeline = timeline;
+    }
+    wal::check_segment(&path, &expected)
 }

@@ -59,7 +59,7 @@ pub fn any_made(state: &Path) -> bool {
     let files = std::fs::read_dir(state).into_iter().flatten().flatten();
     files
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .any(|name| name.starts_with(MADE_PREFIX) && name.ends_with(".json"))
+        .any(|name| name.starts_with(MADE_PREFIX))
 }
 
 fn write_made(state: &Path, service: &str, made: &Made) -> std::io::Result<()> {

@@ -16,6 +16,12 @@ use crate::services::postgres::wal::{Lsn, SegmentSize};
 #[derive(Clone)]
 pub struct Replay(Arc<Inner>);
 
+impl std::fmt::Debug for Replay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Replay({})", self.0.said)
+    }
+}
+
 struct Inner {
     repository: Arc<Repository>,
     list: WalList,

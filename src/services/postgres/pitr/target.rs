@@ -121,7 +121,7 @@ impl<'q, 'm> Question<'q, 'm> {
         for base in self.bases {
             let map = self.map(base.system)?;
             for way in self.ways(&map, base)? {
-                if let Some(replay) = self.along(&map, way, target, newer)? {
+                if let Some(replay) = self.along(&map, &way, target, newer)? {
                     return Ok((base.manifest, replay));
                 }
             }
@@ -212,7 +212,7 @@ impl<'q, 'm> Question<'q, 'm> {
     fn along(
         &self,
         map: &Map<'_>,
-        way: Way<'_, 'm>,
+        way: &Way<'_, 'm>,
         target: &Target,
         newer: Option<&Base<'_>>,
     ) -> Result<Option<Replay>, TargetError> {
@@ -231,7 +231,7 @@ impl<'q, 'm> Question<'q, 'm> {
                 if *time < way.begins || *time > way.ends {
                     return Ok(None);
                 }
-                if let Some(record) = self.first_after(map, &way, *time)? {
+                if let Some(record) = self.first_after(map, way, *time)? {
                     settings.push((
                         "recovery_target_time",
                         format!("{time:.6}").replace('T', " ").replace('Z', "+00"),
@@ -245,7 +245,7 @@ impl<'q, 'm> Question<'q, 'm> {
                 if *lsn < way.base.stop || *lsn > way.path.end() {
                     return Ok(None);
                 }
-                if let Some(record) = self.first_at(map, &way, *lsn)? {
+                if let Some(record) = self.first_at(map, way, *lsn)? {
                     settings.push(("recovery_target_lsn", Lsn(*lsn).to_string()));
                     settings.push(("recovery_target_inclusive", "false".to_owned()));
                     cut(&mut legs, record.end.0);
@@ -253,7 +253,7 @@ impl<'q, 'm> Question<'q, 'm> {
                 format!("to {}", Lsn(*lsn))
             }
             Target::BeforeXid(xid) => {
-                let Some((index, record)) = self.find_xid(map, &way, *xid, newer)? else {
+                let Some((index, record)) = self.find_xid(map, way, *xid, newer)? else {
                     return Ok(None);
                 };
                 settings.push(("recovery_target_xid", xid.to_string()));
@@ -273,7 +273,16 @@ impl<'q, 'm> Question<'q, 'm> {
         for other in map.histories.keys() {
             histories.push((*other, self.repository.wal_history(map.system, *other)?));
         }
-        let mut parts = Parts {
+        let gap = way.path.gap_at.filter(|_| *target == Target::Latest);
+        let said = match gap {
+            Some(gap) => format!(
+                "{said}, where WAL is missing (timeline {} from {} on)",
+                gap.timeline,
+                Lsn(gap.from)
+            ),
+            None => said,
+        };
+        let parts = Parts {
             repository: Arc::clone(self.repository),
             list: self.list.clone(),
             system: map.system,
@@ -284,13 +293,6 @@ impl<'q, 'm> Question<'q, 'm> {
             histories,
             said,
         };
-        if let Some(gap) = way.path.gap_at.filter(|_| *target == Target::Latest) {
-            parts.said.push_str(&format!(
-                ", where WAL is missing (timeline {} from {} on)",
-                gap.timeline,
-                Lsn(gap.from)
-            ));
-        }
         Ok(Some(Replay::new(parts)))
     }
 

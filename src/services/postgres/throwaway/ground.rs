@@ -4,7 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Connection, EntryId, Place, PREFIX, Server, Throwaway, Tools, settings};
+use super::{Connection, EntryId, PREFIX, Place, Server, Throwaway, Tools, settings};
 use crate::config::Config;
 use crate::services::postgres::access::Access;
 use crate::services::postgres::facts::Facts;
@@ -262,11 +262,7 @@ impl Ground {
         chown_unless_ours(&self.directory, owner)
     }
 
-    async fn launch(
-        &self,
-        owner: (u32, u32),
-        major: u32,
-    ) -> Result<(Server, Place), ServiceError> {
+    async fn launch(&self, owner: (u32, u32), major: u32) -> Result<(Server, Place), ServiceError> {
         let view = self.view();
         let mut arguments = vec!["-D".to_owned(), view.join(DATA).display().to_string()];
         arguments.extend(settings(&view.join(SOCKETS), &view.join(HBA)));

@@ -134,9 +134,18 @@ impl Place {
         config: &Config,
         keep_old: bool,
     ) -> Result<(PostgresDumpRestore, RunContext), ServiceError> {
+        self.apply_to(&target.stack(), config, keep_old)
+    }
+
+    pub fn apply_to(
+        &self,
+        stack: &StackService,
+        config: &Config,
+        keep_old: bool,
+    ) -> Result<(PostgresDumpRestore, RunContext), ServiceError> {
         let (manifest, record) = self.newest();
         let run = self.run();
-        let mut restore = PostgresDumpRestore::new(config, &target.stack(), keep_old).unwrap();
+        let mut restore = PostgresDumpRestore::new(config, stack, keep_old).unwrap();
         self.block_on(async {
             for check in restore.preflight(&record).await {
                 check.outcome.map_err(|why| {

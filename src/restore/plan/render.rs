@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::services::postgres::dump::facts::is_only_dumps;
 use crate::services::postgres::facts::Facts;
 use crate::services::{ServiceKind, qdrant};
 
@@ -149,6 +150,12 @@ pub(super) fn into_note(service: &PlannedService) -> Option<String> {
     };
     let directory = directory.display();
     match service.kind {
+        ServiceKind::Postgres if is_only_dumps(&service.record.report) => Some(format!(
+            "{directory} holds dumps of PostgreSQL {}, for this major version or a later one: psql -f \
+             dumps/globals.sql makes the roles, cat dumps/NAME.dump.* | pg_restore --create --dbname=postgres a \
+             database",
+            service.record.report.version
+        )),
         ServiceKind::Postgres if is_copied(service) => Some(format!(
             "{directory} is a data directory that was copied as files. To start PostgreSQL {} on it: give it to \
              the server's user (chown -R 999:999, or 70:70 for alpine images) with mode 0700, and start it",

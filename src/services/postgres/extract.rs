@@ -16,8 +16,9 @@
 //! indexes, constraints and triggers. Where something else depends on it (a foreign key of another table, a
 //! view), the server refuses the drop and nothing is changed; then these tables are to be named as well.
 //!
-//! Tables need what they are made of. In a new database schemas and extensions are made first; other types
-//! and functions are not, and then the whole database has to be taken.
+//! Tables need what they are made of. In a new database schemas, extensions and enumerations are made first;
+//! other types and functions are not, and where they are needed the whole database has to be taken. A foreign
+//! key to a table that is not among them is left out there, and said.
 
 mod source;
 mod target;
@@ -28,6 +29,7 @@ use super::access::Access;
 use super::databases;
 use super::dump::Server;
 use super::dump::facts::{self, DumpFacts};
+use super::dump::load;
 use super::facts::Facts;
 use super::pitr::Replay;
 use super::session::Session;
@@ -222,7 +224,7 @@ impl Extraction {
             source::Source::Server { described } => {
                 let new = self.make(described).await?;
                 let from = &request.database;
-                self.transfer(from, &[], &new, &[]).await?;
+                self.transfer(from, &[], &new, &[load::WHOLE]).await?;
                 new
             }
         };

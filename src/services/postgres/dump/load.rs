@@ -56,7 +56,8 @@ impl<R: AsyncRead + Unpin + Send> Dumps<R> {
     ) -> Result<(), ServiceError> {
         let service = self.service.clone();
         let (mut to, mut from) = tokio::io::duplex(PIPE_BYTES);
-        let call = load_call(&dumped.database.name, target, arguments);
+        let arguments = [&[WHOLE], arguments].concat();
+        let call = load_call(&dumped.database.name, target, &arguments);
         let feeding = async {
             self.feed(dumped, &mut to).await?;
             let ended = to.shutdown().await;
@@ -132,13 +133,16 @@ impl<R: AsyncRead + Unpin + Send> Dumps<R> {
     }
 }
 
-/// The call that loads a dump; the first error ends it.
+/// The call that loads a dump. With [`WHOLE`] among its arguments the first error ends it.
 pub fn load_call(database: &str, target: &str, arguments: &[&str]) -> Call {
     Call::new("pg_restore", format!("restore database \"{database}\""))
-        .args(["--format=custom", "--exit-on-error", "--no-password"])
+        .args(["--format=custom", "--no-password"])
         .args(arguments.iter().copied())
         .database(target)
 }
+
+/// Everything, or an error.
+pub const WHOLE: &str = "--exit-on-error";
 
 fn unreadable(service: &str, err: &std::io::Error) -> ServiceError {
     let message = format!("cannot read the archive: {err}");

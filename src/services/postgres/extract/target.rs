@@ -5,15 +5,32 @@ use tokio::io::AsyncWriteExt;
 use super::source::{Source, Table};
 use super::{Extraction, Request, Target};
 use crate::services::postgres::databases;
-use crate::services::postgres::dump::load::load_call;
+use crate::services::postgres::dump::load::{WHOLE, load_call};
 use crate::services::postgres::dump::stream::{PIPE_BYTES, dump_call};
 use crate::services::postgres::server::{literal, quote};
 use crate::services::postgres::tools::Tools;
 use crate::services::{ErrorKind, ServiceError};
 
 /// Replaced as a whole or not at all.
-const REPLACE: [&str; 3] = ["--clean", "--if-exists", "--single-transaction"];
-const ADD: [&str; 1] = ["--single-transaction"];
+const REPLACE: [&str; 4] = [WHOLE, "--clean", "--if-exists", "--single-transaction"];
+const ADD: [&str; 2] = [WHOLE, "--single-transaction"];
+/// What the tables are, and their rows.
+const CONTENT: [&str; 2] = ["--section=pre-data", "--section=data"];
+/// Indexes, constraints, triggers.
+const REST: &str = "--section=post-data";
+
+/// Statements that make the extensions of a database.
+const EXTENSIONS: &str = "SELECT format('CREATE SCHEMA IF NOT EXISTS %I; \
+     CREATE EXTENSION IF NOT EXISTS %I SCHEMA %I CASCADE;', n.nspname, e.extname, n.nspname) \
+     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+     WHERE n.nspname <> 'pg_catalog' ORDER BY e.oid";
+/// Statements that make the enumerations of a database, but for those of its extensions.
+const ENUMERATIONS: &str = "SELECT format('CREATE SCHEMA IF NOT EXISTS %I; CREATE TYPE %I.%I AS ENUM (%s);', \
+     n.nspname, n.nspname, t.typname, string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)) \
+     FROM pg_type t JOIN pg_enum e ON e.enumtypid = t.oid JOIN pg_namespace n ON n.oid = t.typnamespace \
+     WHERE NOT EXISTS (SELECT FROM pg_depend d \
+     WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e') \
+     GROUP BY n.nspname, t.typname";
 
 impl Extraction {
     /// Brings tables into the database `name`, which is made when it is not there; all that were brought.
@@ -42,7 +59,15 @@ impl Extraction {
         } else {
             let new = self.make(source.described()).await?;
             self.make_surroundings(&tools, &from, &tables, &new).await?;
-            self.transfer(&from, &patterns, &new, &ADD).await?;
+            let with = |more: &[&str]| {
+                let more = more.iter().map(|argument| (*argument).to_owned());
+                patterns.iter().cloned().chain(more).collect::<Vec<_>>()
+            };
+            self.transfer(&from, &with(&CONTENT), &new, &ADD).await?;
+            // A foreign key to a table that was not asked for has nowhere to lead: that is said, no more.
+            if let Err(err) = self.transfer(&from, &with(&[REST]), &new, &[]).await {
+                self.warnings.push(err.message);
+            }
             databases::publish(&self.session, &new, name).await?;
             self.is_published(&new)?;
         }
@@ -103,7 +128,7 @@ impl Extraction {
         )))
     }
 
-    /// Makes the schemas and extensions that tables may need in a new database.
+    /// Makes the schemas, extensions and enumerations that tables may need in a new database.
     async fn make_surroundings(
         &mut self,
         from: &Tools,
@@ -120,18 +145,14 @@ impl Extraction {
         self.tools
             .sql(new, "create the tables' schemas", &schemas.join("\n"))
             .await?;
-        let query = "SELECT format('CREATE SCHEMA IF NOT EXISTS %I; CREATE EXTENSION IF NOT EXISTS %I SCHEMA %I CASCADE;', \
-                     n.nspname, e.extname, n.nspname) \
-                     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
-                     WHERE n.nspname <> 'pg_catalog' ORDER BY e.oid";
-        let doing = "list the extensions in the backup";
-        let statements = from.sql(database, doing, query).await?;
-        if !statements.is_empty() {
-            let made = self
-                .tools
-                .sql(new, "create the extensions of the backup", &statements)
-                .await;
-            if let Err(err) = made {
+        for (what, query) in [("extensions", EXTENSIONS), ("enumerations", ENUMERATIONS)] {
+            let doing = format!("list the {what} in the backup");
+            let statements = from.sql(database, &doing, query).await?;
+            if statements.is_empty() {
+                continue;
+            }
+            let doing = format!("create the {what} of the backup");
+            if let Err(err) = self.tools.sql(new, &doing, &statements).await {
                 // A table that needs one says so itself.
                 self.warnings.push(err.message);
             }

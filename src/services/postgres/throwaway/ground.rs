@@ -259,6 +259,7 @@ impl Ground {
         let hba = self.directory.join(HBA);
         recovery::write_file(&hba, "local all all trust\n", 0o600, owner)?;
         make_owned(&self.directory.join(SOCKETS), owner)?;
+        chown_unless_ours(&data, owner)?;
         chown_unless_ours(&self.directory, owner)
     }
 

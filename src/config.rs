@@ -48,8 +48,7 @@ pub struct Config {
     pub compression_level: i32,
     /// Bytes that a backup reads of the services' data in a second.
     pub rate_limit: Option<u64>,
-    /// Whether backups give way to the services.
-    pub low_priority: bool,
+    pub priority: Priority,
     pub lock_timeout: Duration,
     pub stop_grace: Duration,
     pub restore_timeout: Duration,
@@ -105,6 +104,15 @@ pub enum S3Credentials {
     /// The role of the machine, if it has one.
     #[default]
     Machine,
+}
+
+/// What backups take of CPU and disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// What the services leave.
+    Low,
+    /// As much as they do.
+    Normal,
 }
 
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lifeboat::cli::{Cli, Command};
 use lifeboat::commands::{self, Context, Failure};
-use lifeboat::config::{self, Config};
+use lifeboat::config::{self, Config, Priority};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_multi_call(std::env::args_os());
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Err(err) => return finish(Err(Failure::usage(err)), cli.json),
     };
     commands::start_logging(&config);
-    if config.low_priority && cli.command.as_ref().is_none_or(Command::is_backup) {
+    if config.priority == Priority::Low && cli.command.as_ref().is_none_or(Command::is_backup) {
         commands::give_way();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()

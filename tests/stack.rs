@@ -1,6 +1,8 @@
 //! The whole stack in containers, through the interfaces its users have. `scripts/test` runs it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "containers/databases.rs"]
+mod databases;
 #[path = "containers/faults.rs"]
 mod faults;
 #[path = "containers/imports.rs"]

@@ -182,8 +182,7 @@ pub(super) fn parse(mut vars: BTreeMap<String, String>) -> Result<Config, Config
             19,
         ),
         rate_limit: mistakes.rate("BACKUP_RATE_LIMIT", raw.backup_rate_limit),
-        low_priority: mistakes.one_of("BACKUP_PRIORITY", raw.backup_priority, &["low", "normal"])
-            == "low",
+        priority: mistakes.priority("BACKUP_PRIORITY", raw.backup_priority),
         lock_timeout: mistakes.duration("LOCK_TIMEOUT", raw.lock_timeout, Duration::from_hours(1)),
         stop_grace: mistakes.duration("STOP_GRACE", raw.stop_grace, Duration::from_secs(90)),
         restore_timeout: mistakes.duration(

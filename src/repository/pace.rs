@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_pause_is_not_followed_by_a_rush() {
         let mut timetable = Timetable::new(MIB);
-        let later = Duration::from_secs(3600);
+        let later = Duration::from_hours(1);
         assert_eq!(timetable.read(MIB, later), Duration::from_millis(800));
         assert_eq!(timetable.read(MIB, later), Duration::from_millis(1800));
     }

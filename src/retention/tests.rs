@@ -192,16 +192,16 @@ fn damaged_backups_take_no_good_ones_place_and_go_in_their_turn() {
         decision.drop
     };
     // Newer than every good one: the good ones stay, however many there are.
-    let [a, b, c, d, e, f] = &days;
+    let [first, second, third, fourth, fifth, sixth] = &days;
     let all = [
-        backup(a),
-        backup(b),
-        backup(c),
-        damaged(d),
-        damaged(e),
-        damaged(f),
+        backup(first),
+        backup(second),
+        backup(third),
+        damaged(fourth),
+        damaged(fifth),
+        damaged(sixth),
     ];
-    assert_eq!(decided(&all), [a.clone(), d.clone()]);
+    assert_eq!(decided(&all), [first.clone(), fourth.clone()]);
     // Older than a good one, and wanted by no rule.
     let daily = RetentionPolicy {
         within_days: Some(1),
@@ -209,12 +209,12 @@ fn damaged_backups_take_no_good_ones_place_and_go_in_their_turn() {
     };
     let decision = decide(
         &daily,
-        &[damaged(a), backup(b)],
+        &[damaged(first), backup(second)],
         None,
         at("2026-11-20T00:00:00Z"),
         &TimeZone::UTC,
     );
-    assert_eq!(decision.drop, [a.clone()]);
+    assert_eq!(&decision.drop, std::slice::from_ref(first));
     assert_eq!(decision.keep.len(), 1);
 }
 

@@ -231,8 +231,8 @@ impl Service for Postgres {
             start,
             ..
         } = begun;
-        let noted = Noted { listing, damaged };
-        tokio::task::block_in_place(|| source.copy(archive, *start, noted, &mut heartbeat))
+        let mut noted = Noted { listing, damaged };
+        tokio::task::block_in_place(|| source.copy(archive, *start, &mut noted, &mut heartbeat))
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {

@@ -1,6 +1,7 @@
-//! A number of bytes a second, as people write it.
+//! What backups may take of the machine: a number of bytes a second, as people write it, and a priority.
 
 use super::Mistakes;
+use crate::config::Priority;
 
 /// Slower, a backup of anything would not end.
 const LEAST: u64 = 64 * 1024;
@@ -17,6 +18,13 @@ impl Mistakes {
                 self.wrong(name, &value, fault);
                 None
             }
+        }
+    }
+
+    pub(super) fn priority(&mut self, name: &str, value: Option<String>) -> Priority {
+        match self.one_of(name, value, &["low", "normal"]).as_str() {
+            "normal" => Priority::Normal,
+            _ => Priority::Low,
         }
     }
 }

@@ -68,7 +68,7 @@ impl Source {
         &self,
         archive: &mut ArchiveWriter,
         start: wal::Lsn,
-        noted: Noted<'_>,
+        noted: &mut Noted<'_>,
         heartbeat: &mut dyn FnMut() -> Result<(), ServiceError>,
     ) -> Result<(), ServiceError> {
         let rules = PageRules {

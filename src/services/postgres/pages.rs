@@ -240,8 +240,9 @@ mod tests {
     /// A page as the server would write it to this block.
     fn page(block: u32, lsn: u64) -> Vec<u8> {
         let mut page: Vec<u8> = (0..8192_u32).map(|i| (i * 7 % 251) as u8).collect();
-        page[..4].copy_from_slice(&((lsn >> 32) as u32).to_ne_bytes());
-        page[4..8].copy_from_slice(&(lsn as u32).to_ne_bytes());
+        let half = |bits: u64| u32::try_from(bits & 0xFFFF_FFFF).unwrap().to_ne_bytes();
+        page[..4].copy_from_slice(&half(lsn >> 32));
+        page[4..8].copy_from_slice(&half(lsn));
         let sum = checksum(&page, block);
         page[8..10].copy_from_slice(&sum.to_ne_bytes());
         page

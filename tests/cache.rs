@@ -99,6 +99,31 @@ fn what_a_run_put_into_the_index_it_does_not_read_again() {
 }
 
 #[test]
+fn the_log_that_a_run_finds_stays_short() {
+    let place = Place::plain();
+    let changes = place.path("data").join("changes");
+    std::fs::write(place.path("data").join("stays"), noise(2_000_000, 4)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2_200));
+    let log = place
+        .path("state")
+        .join(format!("cache-{}-0.sqlite-wal", place.repository().id()));
+    let mut longest = 0;
+    for run in 0..40 {
+        std::fs::write(&changes, noise(30_000, run)).unwrap();
+        place.backup(|archive| {
+            store(archive, &place, "changes");
+            let outcome = store(archive, &place, "stays");
+            // It is known from the database as from the log.
+            let known = outcome == FileOutcome::Spliced { bytes: 2_000_000 };
+            assert!(known || run == 0, "run {run}: {outcome:?}");
+        });
+        longest = longest.max(std::fs::metadata(&log).unwrap().len());
+    }
+    assert!(longest <= 64 * 1024, "{longest} bytes");
+    assert!(longest > 0, "every run waits for a checkpoint");
+}
+
+#[test]
 fn packs_of_tiny_files_are_closed_before_their_tables_grow() {
     let place = Place::plain();
     let manifest = place.backup(|archive| {

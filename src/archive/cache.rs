@@ -8,11 +8,15 @@
 //! Runs are numbered. A file's row carries the number of a run that met it, brought up to date only when it
 //! is [`REFRESH_AFTER`] runs old, and is dropped when it is [`FORGET_AFTER`] runs old: a file that stays as
 //! it is costs a look, not a write.
+//!
+//! What a run commits goes into SQLite's log. The next run reads all of the log before it reads anything else,
+//! and appends to it, so a log that has grown is brought into the database and emptied at once: what a run
+//! reads of the cache follows what it holds, not how many runs there were.
 
 mod rows;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, params};
@@ -29,6 +33,9 @@ const REFRESH_AFTER: i64 = 4;
 const FORGET_AFTER: i64 = 12;
 /// How many runs apart old rows are looked for: that reads every row.
 const FORGET_EVERY: i64 = 4;
+
+/// How long the log may be that the next run finds. Less would cost every run the syncs of a checkpoint.
+const LOG_LIMIT_BYTES: u64 = 64 * 1024;
 
 /// New blocks kept in memory, to be written in the order of the table.
 const PENDING_BLOCKS: usize = 32 * 1024;
@@ -69,6 +76,7 @@ pub struct KnownFile {
 /// The cache of one repository.
 pub struct Cache {
     db: Connection,
+    log: PathBuf,
     names: HashMap<PackRef, PackName>,
     numbers: HashMap<PackName, PackRef>,
     live: HashSet<PackRef>,
@@ -115,6 +123,7 @@ impl Cache {
         };
         let mut cache = Self {
             db,
+            log: state.join(format!("cache-{name}.sqlite-wal")),
             names: HashMap::new(),
             numbers: HashMap::new(),
             live: HashSet::new(),
@@ -344,7 +353,20 @@ impl Cache {
         self.db
             .execute("UPDATE runs SET newest = ?1", [self.run])
             .and_then(|_| self.db.execute_batch("COMMIT"))
+            .and_then(|()| self.shorten_log())
             .map_err(failed)
+    }
+
+    /// SQLite itself begins a log anew only in a process that has already brought all of it into the database,
+    /// which no run is: each writes once.
+    fn shorten_log(&self) -> rusqlite::Result<()> {
+        let is_long = std::fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES);
+        if !is_long {
+            return Ok(());
+        }
+        // The row tells whether somebody else was reading: then the next run does it.
+        self.db
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     }
 
     /// A number for a pack that has no name yet.

@@ -296,8 +296,12 @@ impl Repository {
     pub fn uses(&self, id: &str) -> Result<Uses, RepositoryError> {
         let key = packs_key(id);
         let bytes = self.store().get(&key, RANGES_LIMIT_BYTES)?;
-        let text = self.vault.unsealed_text(Sealed::Packs(id), &key, bytes)?;
-        Uses::decode(&text)
+        let sealed = Sealed::Packs(id);
+        Uses::decode(
+            &self
+                .vault
+                .unsealed_either(sealed, &key, bytes, RANGES_LIMIT_BYTES)?,
+        )
     }
 
     /// Finds the backup that `wanted` names: an id, the unique beginning of one, or `latest`.

@@ -21,8 +21,6 @@ use super::{PackName, RepositoryError};
 const PART_RAW_BYTES: usize = 8 * 1024 * 1024;
 const PART_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 const TABLE_LIMIT_BYTES: u32 = 32 * 1024 * 1024;
-const SEAL_HEADER: [u8; 8] = [0x51, 0x2A, 0x4D, 0x18, 32, 0, 0, 0];
-const SEAL_BYTES: usize = 32;
 
 /// Collects the tables of one writer's packs, and puts them part by part.
 pub struct IndexWriter {
@@ -80,10 +78,7 @@ impl IndexWriter {
         loop {
             part.number += 1;
             let name = format!("{}-{:04}.{}", self.writer, part.number, self.vault.epoch());
-            let seal = self.vault.secrets.seal(Sealed::Index(&name), &body);
-            let mut bytes = body.clone();
-            bytes.extend_from_slice(&SEAL_HEADER);
-            bytes.extend_from_slice(seal.as_bytes());
+            let bytes = self.vault.sealed_frames(Sealed::Index(&name), &body);
             match self.vault.put(&key(&name), &bytes) {
                 // Of a copy that was killed: what it names is there.
                 Err(RepositoryError::Exists(_)) => {}
@@ -166,15 +161,7 @@ pub fn read(
 ) -> Result<(), RepositoryError> {
     let key = key(part);
     let bytes = vault.get(&key, PART_LIMIT_BYTES)?;
-    let (body, seal) = bytes
-        .split_last_chunk::<SEAL_BYTES>()
-        .ok_or_else(|| RepositoryError::Forged(key.clone()))?;
-    let body = body
-        .strip_suffix(SEAL_HEADER.as_slice())
-        .filter(|body| {
-            blake3::Hash::from_bytes(*seal) == vault.secrets.seal(Sealed::Index(part), body)
-        })
-        .ok_or_else(|| RepositoryError::Forged(key.clone()))?;
+    let body = vault.unsealed_frames(Sealed::Index(part), &key, &bytes)?;
     let failed = |e| RepositoryError::io(format!("read {key}"), e);
     let mut input = zstd::stream::Decoder::new(body).map_err(failed)?;
     loop {

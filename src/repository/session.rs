@@ -405,8 +405,8 @@ impl Backup<'_> {
             files.push((vault.key(&name), stored));
             uses.extend(&sealed.uses);
         }
-        let list = vault.sealed_text(Sealed::Packs(id), &uses.encode());
-        files.push((packs_key(id), list.into_bytes()));
+        let list = vault.sealed_compressed(Sealed::Packs(id), &uses.encode())?;
+        files.push((packs_key(id), list));
         vault.store.put_all(files)
     }
 

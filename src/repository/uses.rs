@@ -3,8 +3,11 @@
 //! ```text
 //! # lifeboat packs 1
 //! <pack> <bytes of it that the backup's ranges name>
-//! # seal <hex>
 //! ```
+//! The text is a zstd frame, for it grows with every night whose packs are still needed, and half of it is the
+//! hexadecimal digits; a skippable frame 0x184D2A51 follows with the 32 bytes of the seal of the frame. The
+//! first versions wrote it as it is, with a last line `# seal <hex>`: that is read as well.
+//!
 //! It lets a host that cannot decrypt anything prune, and a prune need not read every range of every backup.
 //! It tells an onlooker no more than the times of the packs do.
 

@@ -13,6 +13,11 @@ use super::{PackName, RepositoryError};
 
 /// Ends a sealed text file.
 const SEAL_LINE: &str = "# seal ";
+/// Begins a skippable frame of zstd that ends a sealed file of frames.
+const SEAL_FRAME: [u8; 8] = [0x51, 0x2A, 0x4D, 0x18, 32, 0, 0, 0];
+const SEAL_BYTES: usize = 32;
+/// How a zstd frame begins, and no text does.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// age's header and tags: what an encrypted small file may be longer than its plaintext.
 const AGE_OVERHEAD_LIMIT_BYTES: u64 = 1024 * 1024;
 
@@ -73,6 +78,63 @@ impl Vault {
     pub fn sealed_text(&self, what: Sealed<'_>, text: &str) -> String {
         let seal = self.secrets.seal(what, text.as_bytes());
         format!("{text}{SEAL_LINE}{seal}\n")
+    }
+
+    /// zstd frames, and a skippable one that vouches for them.
+    pub fn sealed_frames(&self, what: Sealed<'_>, frames: &[u8]) -> Vec<u8> {
+        let seal = self.secrets.seal(what, frames);
+        [frames, SEAL_FRAME.as_slice(), seal.as_bytes()].concat()
+    }
+
+    /// The frames before the seal, which must be right.
+    pub fn unsealed_frames<'b>(
+        &self,
+        what: Sealed<'_>,
+        key: &str,
+        bytes: &'b [u8],
+    ) -> Result<&'b [u8], RepositoryError> {
+        bytes
+            .split_last_chunk::<SEAL_BYTES>()
+            .and_then(|(front, seal)| Some((front.strip_suffix(SEAL_FRAME.as_slice())?, seal)))
+            .filter(|(frames, seal)| {
+                blake3::Hash::from_bytes(**seal) == self.secrets.seal(what, frames)
+            })
+            .map(|(frames, _)| frames)
+            .ok_or_else(|| RepositoryError::Forged(key.to_owned()))
+    }
+
+    /// Text as a sealed zstd frame.
+    pub fn sealed_compressed(
+        &self,
+        what: Sealed<'_>,
+        text: &str,
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let frame = zstd::bulk::compress(text.as_bytes(), 3)
+            .map_err(|e| RepositoryError::io("compress a list", e))?;
+        Ok(self.sealed_frames(what, &frame))
+    }
+
+    /// Text that was sealed as a zstd frame, or as it is.
+    pub fn unsealed_either(
+        &self,
+        what: Sealed<'_>,
+        key: &str,
+        bytes: Vec<u8>,
+        limit_bytes: u64,
+    ) -> Result<String, RepositoryError> {
+        if !bytes.starts_with(&ZSTD_MAGIC) {
+            return self.unsealed_text(what, key, bytes);
+        }
+        let damaged = |why: String| RepositoryError::Invalid(format!("{key} is damaged: {why}"));
+        let frames = self.unsealed_frames(what, key, &bytes)?;
+        let mut text = String::new();
+        zstd::stream::Decoder::new(frames)
+            .and_then(|plain| plain.take(limit_bytes + 1).read_to_string(&mut text))
+            .map_err(|e| damaged(e.to_string()))?;
+        if text.len() as u64 > limit_bytes {
+            return Err(damaged(format!("it is longer than {limit_bytes} bytes")));
+        }
+        Ok(text)
     }
 
     /// The text without its seal, which must be right.

@@ -26,6 +26,7 @@ mod output;
 mod parts;
 mod question;
 mod record;
+mod retain;
 mod workplace;
 
 use std::fmt;

@@ -46,6 +46,16 @@ pub fn write_replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.commit_replacing(path)
 }
 
+/// Writes a file whole in place of one that may exist, and waits for no disk: after a power cut it may be the
+/// old one, torn or gone. Only for what is checked when it is read, and can be made again.
+pub fn write_hint(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let AtomicFile { mut file, temp } = AtomicFile::create(parent_of(path)?, mode)?;
+    file.write_all(bytes)
+        .map_err(|err| failed("write", path, &err))?;
+    temp.persist(path)
+        .map_err(|err| failed("write", path, &err.error))
+}
+
 /// Writes a file whole as another's heir: in place of one it keeps that one's owner and mode, else it takes the
 /// directory's owner and is private. What a server reads must stay the server's own.
 pub fn write_like(path: &Path, bytes: &[u8]) -> io::Result<()> {

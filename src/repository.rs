@@ -42,6 +42,7 @@ pub mod crypto;
 pub mod cutter;
 mod error;
 pub mod frame;
+pub mod history;
 pub mod index;
 pub mod keys;
 pub mod lease;
@@ -79,6 +80,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Secret;
 use crypto::Sealed;
 pub use error::RepositoryError;
+use history::Committed;
 use keys::{Keys, RepositoryConfig};
 use manifest::{ArchiveRecord, Manifest};
 use reader::ArchiveReader;
@@ -257,22 +259,14 @@ impl Repository {
 
     /// Ids of all committed backups, oldest first.
     pub fn backups(&self) -> Result<Vec<String>, RepositoryError> {
-        let end = self.vault.key("/manifest.json");
-        let mut ids: Vec<String> = self
-            .store()
-            .list("backups")?
-            .iter()
-            .filter(|entry| !lease::is_void(entry))
-            .filter_map(|entry| {
-                entry
-                    .key
-                    .strip_prefix("backups/")?
-                    .strip_suffix(&end)
-                    .map(str::to_owned)
-            })
-            .collect();
-        ids.sort_unstable();
-        Ok(ids)
+        let listed = self.committed()?;
+        Ok(listed.into_iter().map(|backup| backup.id).collect())
+    }
+
+    /// All committed backups, and how their files are listed now, oldest first.
+    pub fn committed(&self) -> Result<Vec<Committed>, RepositoryError> {
+        let entries = self.store().list("backups")?;
+        Ok(history::committed(&self.vault, &entries))
     }
 
     /// Reads and checks a backup's manifest.

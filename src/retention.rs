@@ -10,14 +10,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::RetentionPolicy;
 use crate::repository::manifest::Manifest;
 
-/// A backup as retention sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A backup as retention sees it. It is remembered by its fields' names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Candidate {
+    /// Whoever remembers it knows it by its backup.
+    #[serde(skip)]
     pub id: String,
     pub finished: Timestamp,
     pub raw_bytes: u64,

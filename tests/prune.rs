@@ -1,6 +1,8 @@
 //! The prune on real repositories: what nobody needs goes, and nothing else.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "prune/history.rs"]
+mod history;
 #[path = "prune/hosts.rs"]
 mod hosts;
 #[path = "prune/store.rs"]

@@ -9,13 +9,14 @@ use serde::Serialize;
 use super::parts::{self, Part};
 use super::pitr::retire::retire;
 use super::record::Record;
+use super::retain::retain;
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, destination, output, prune};
 use crate::repository::Repository;
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
 use crate::repository::session::{BackupNotes, new_id};
-use crate::retention::{self, Candidate, Decision};
+use crate::retention::Decision;
 
 /// Backs up the stack now, while it runs.
 #[derive(Debug, Default, clap::Args)]
@@ -169,55 +170,6 @@ async fn backup(
         manifest.skew_ms
     );
     Ok(manifest)
-}
-
-/// Decides over all good backups of the project, and drops the manifests of those that nothing wants.
-fn retain(
-    context: &Context,
-    repository: &Repository,
-    newest: &Manifest,
-    accept_shrink: bool,
-) -> anyhow::Result<Decision> {
-    let mut candidates = Vec::new();
-    for id in repository.backups()? {
-        match repository.manifest(&id) {
-            // What was imported was no part of the schedule: it takes nobody's place, and goes by hand only.
-            Ok(manifest) if manifest.project == newest.project && manifest.imported.is_none() => {
-                candidates.push(Candidate::of(&manifest));
-            }
-            Ok(_) => {}
-            // Not counted, and not dropped: verify says what is wrong with it.
-            Err(err) => tracing::error!("{err}: it is not counted by retention; run `verify`"),
-        }
-    }
-    if accept_shrink {
-        Record::update(&context.config.state, |record| {
-            record.shrink_accepted = Some(newest.id.clone());
-        });
-    }
-    let accepted = Record::load(&context.config.state).shrink_accepted;
-    let policy = &context.config.retention;
-    let zone = jiff::tz::TimeZone::get(&context.config.schedule.time_zone)
-        .unwrap_or(jiff::tz::TimeZone::UTC);
-    let decision = retention::decide(
-        policy,
-        &candidates,
-        accepted.as_deref(),
-        Timestamp::now(),
-        &zone,
-    );
-    if let Some(why) = &decision.frozen {
-        tracing::error!(
-            "retention is frozen: {why}; when it is right, run `backup --accept-shrink`"
-        );
-    }
-    for id in &decision.drop {
-        repository
-            .drop_backup(id)
-            .with_context(|| format!("drop backup {id}"))?;
-        tracing::info!(backup = %id, "dropped by retention");
-    }
-    Ok(decision)
 }
 
 fn text(outcome: &Outcome) -> String {

@@ -26,6 +26,8 @@ pub enum Sealed<'a> {
     Manifest(&'a str),
     Packs(&'a str),
     Index(&'a str),
+    /// What a host remembers in its state directory, by the file's name.
+    Memory(&'a str),
     Moved(&'a str),
     /// Write-ahead log and what belongs to it, by the file's name.
     Wal(&'a str),
@@ -38,6 +40,7 @@ impl Sealed<'_> {
             Self::Manifest(id) => ("manifest", id),
             Self::Packs(id) => ("packs", id),
             Self::Index(writer) => ("index", writer),
+            Self::Memory(name) => ("memory", name),
             Self::Moved(pack) => ("moved", pack),
             Self::Wal(name) => ("wal", name),
         };

@@ -14,6 +14,7 @@
 pub mod decide;
 mod leftovers;
 mod lock;
+mod needed;
 mod repack;
 mod reserve;
 mod sizes;
@@ -38,7 +39,7 @@ pub struct Options {
     pub dry_run: bool,
     /// Deletes at once what is dead; refuses while any run is under way.
     pub now: bool,
-    /// Where sizes of packs are remembered.
+    /// Where sizes of packs, and which of them backups name, are remembered.
     pub state: Option<PathBuf>,
     /// zstd level of packs that are written anew.
     pub level: i32,
@@ -106,7 +107,7 @@ pub fn prune(repository: &Repository, options: &Options) -> Result<Report, Repos
         ..Report::default()
     };
     if options.dry_run {
-        let survey = Survey::look(repository, Close::Nobody)?;
+        let survey = Survey::look(repository, Close::Nobody, options.state.as_deref())?;
         plan(repository, &survey, options, &mut report)?;
         return Ok(report);
     }
@@ -159,13 +160,14 @@ fn in_turn(
     options: &Options,
     report: &mut Report,
 ) -> Result<(), RepositoryError> {
-    let mut survey = Survey::look(repository, Close::DeadRuns)?;
+    let state = options.state.as_deref();
+    let mut survey = Survey::look(repository, Close::DeadRuns, state)?;
     note_found(&survey, report);
     let due = survey.due(true);
     let swept = sweep::sweep(repository, &survey, &due, report)?;
     leftovers::remove(repository, &survey, &swept, report)?;
     if repack::repack(repository, &survey, options, report)? {
-        survey = Survey::look(repository, Close::DeadRuns)?;
+        survey = Survey::look(repository, Close::DeadRuns, state)?;
     }
     let dead = survey.dead();
     sweep::mark(repository, &dead.packs)?;
@@ -182,10 +184,11 @@ fn at_once(
     options: &Options,
     report: &mut Report,
 ) -> Result<(), RepositoryError> {
+    let state = options.state.as_deref();
     let mut first = true;
     loop {
         let lock = GcLock::take(repository.vault())?;
-        let survey = Survey::look(repository, Close::DeadRuns)?;
+        let survey = Survey::look(repository, Close::DeadRuns, state)?;
         if first {
             note_found(&survey, report);
         }
@@ -195,7 +198,7 @@ fn at_once(
         // Before the lock is looked at: trash that comes later may be of a prune that lost its lock.
         let files: BTreeSet<String> = survey::trash_keys(repository)?;
         lock.check()?;
-        let survey = Survey::look(repository, Close::DeadRuns)?;
+        let survey = Survey::look(repository, Close::DeadRuns, state)?;
         let mut due = survey.due(false);
         due.retain(|file| files.contains(&file.key));
         let swept = sweep::sweep(repository, &survey, &due, report)?;

@@ -205,11 +205,25 @@ impl World {
 
     /// What a prune would do.
     pub fn prune_plan(&self) -> Report {
-        let options = Options {
-            dry_run: true,
-            ..self.prune_options(false)
+        self.plan_at(&self.root())
+    }
+
+    /// Whatever the hosts remember, it is what one would do that remembers nothing.
+    fn plan_at(&self, root: &Path) -> Report {
+        let plan = |state: Option<PathBuf>| {
+            let options = Options {
+                dry_run: true,
+                state,
+                ..self.prune_options(false)
+            };
+            let mut report = prune(&self.open_at(root), &options).unwrap();
+            // They grow older meanwhile.
+            report.runs.clear();
+            report
         };
-        prune(&self.open(), &options).unwrap()
+        let remembered = plan(Some(self.path("a")));
+        assert_eq!(remembered, plan(None));
+        remembered
     }
 
     /// What dead runs left is gone after some prunes, and nothing else is.
@@ -219,6 +233,7 @@ impl World {
     }
 
     fn check_collected_at(&self, root: &Path) {
+        self.plan_at(root);
         self.wait(25);
         for _ in 0..4 {
             self.prune_at(root);

@@ -28,6 +28,8 @@ struct State {
     before_delete: Mutex<Option<(String, Hook)>>,
     /// Keys that begin so cannot be read for now.
     unreadable: Mutex<Option<String>>,
+    /// Keys of the small files that were read.
+    reads: Mutex<Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -71,6 +73,13 @@ impl TestStore {
     #[allow(dead_code)]
     pub fn set_unreadable(&self, start: Option<&str>) {
         *self.state.unreadable.lock().unwrap() = start.map(str::to_owned);
+    }
+
+    /// The small files that were read since it was asked last.
+    // Not every test that has this store needs it.
+    #[allow(dead_code)]
+    pub fn take_reads(&self) -> Vec<String> {
+        std::mem::take(&mut *self.state.reads.lock().unwrap())
     }
 
     pub fn used_bytes(&self) -> u64 {
@@ -149,6 +158,7 @@ impl Store for TestStore {
                 source: io::Error::other("the disk is out of order"),
             });
         }
+        self.state.reads.lock().unwrap().push(key.to_owned());
         self.inner.get(key, limit_bytes)
     }
 

@@ -21,7 +21,7 @@ use lifeboat::repository::verify::{Depth, Scope, verify};
 use lifeboat::repository::{Repository, RepositoryError};
 
 use super::store::TestStore;
-use notes::notes;
+pub use notes::notes;
 
 pub const PAGE: usize = 8192;
 

@@ -76,6 +76,11 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
         Self(by_pack)
     }
 
+    /// Whether no run moved any.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether any run moved the pack.
     pub fn holds(&self, pack: &P) -> bool {
         self.0.contains_key(pack)

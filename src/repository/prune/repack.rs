@@ -67,7 +67,7 @@ pub fn repack(
         Err(other) => return Err(other),
     };
     // Under the lease: what is there now stays.
-    let survey = Survey::look(repository, Close::Nobody)?;
+    let survey = Survey::look(repository, Close::Nobody, options.state.as_deref())?;
     let packs = worth(repository, &survey, options, Some(&run), report)?;
     if packs.is_empty() {
         return Ok(false);

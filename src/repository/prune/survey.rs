@@ -1,11 +1,14 @@
 //! What a prune looks at, in the order that makes its decisions safe.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::RunSeen;
 use super::decide::{self, Move, Moves};
+use super::needed::Needed;
+use crate::repository::history::PackUses;
 use crate::repository::lease::{
     LEASE_LIMIT_BYTES, LeaseNote, TRASH_LIMIT_BYTES, Trash, close_run, is_void,
 };
@@ -76,7 +79,12 @@ pub struct Survey {
 }
 
 impl Survey {
-    pub fn look(repository: &Repository, close: Close) -> Result<Self, RepositoryError> {
+    /// `state` is where packs that backups name are remembered.
+    pub fn look(
+        repository: &Repository,
+        close: Close,
+        state: Option<&Path>,
+    ) -> Result<Self, RepositoryError> {
         let vault = repository.vault();
         let store = &vault.store;
         let now = vault.now()?;
@@ -104,7 +112,7 @@ impl Survey {
             live: HashSet::new(),
             used_bytes: HashMap::new(),
         };
-        survey.read_backups(repository)?;
+        survey.read_backups(repository, now, state)?;
         Ok(survey)
     }
 
@@ -172,30 +180,39 @@ impl Survey {
         dead
     }
 
-    fn read_backups(&mut self, repository: &Repository) -> Result<(), RepositoryError> {
+    fn read_backups(
+        &mut self,
+        repository: &Repository,
+        now: Timestamp,
+        state: Option<&Path>,
+    ) -> Result<(), RepositoryError> {
         let moves = Moves::new(&self.moves);
-        for id in repository.backups()? {
-            let Some(uses) = uses(repository, &id)? else {
-                continue;
-            };
-            let mut moved_to: HashMap<PackName, u64> = HashMap::new();
-            for (pack, bytes) in uses.packs() {
-                if !moves.holds(&pack) {
-                    self.live.insert(pack);
-                    note_use(&mut self.used_bytes, pack, bytes);
-                    continue;
-                }
-                for place in moves.reach(id.as_str(), [pack], &self.damaged) {
-                    self.live.insert(place);
-                    // An upper bound when the pack's pieces went to several places.
-                    *moved_to.entry(place).or_default() += bytes;
+        let mut needed = Needed::new(&moves, &self.damaged);
+        let listed = repository.committed()?;
+        let away = self.moves.values().flat_map(|one| &one.packs);
+        let away = away.flat_map(|(pack, places)| std::iter::once(pack).chain(places));
+        let packs = self.packs.keys().chain(away).copied();
+        let mut memory = PackUses::load(repository, state, &listed, packs);
+        needed.add_remembered(&memory);
+        let remembered: HashSet<String> = memory.ids().into_iter().map(str::to_owned).collect();
+        for backup in &listed {
+            let id = &backup.id;
+            if !remembered.contains(id) {
+                match repository.uses(id) {
+                    Ok(uses) => {
+                        needed.add(id, uses.packs());
+                        memory.learn(backup, &uses, now);
+                    }
+                    Err(failed) => match uses_of_ranges(repository, id, failed)? {
+                        Some(uses) => needed.add(id, uses.packs()),
+                        None => continue,
+                    },
                 }
             }
-            for (pack, bytes) in moved_to {
-                note_use(&mut self.used_bytes, pack, bytes);
-            }
-            self.backups.insert(id);
+            self.backups.insert(id.clone());
         }
+        memory.save();
+        (self.live, self.used_bytes) = needed.into_parts();
         self.keep_what_moved_nowhere();
         Ok(())
     }
@@ -215,11 +232,6 @@ impl Survey {
             .collect();
         self.live.extend(lost);
     }
-}
-
-fn note_use(used: &mut HashMap<PackName, u64>, pack: PackName, bytes: u64) {
-    let most = used.entry(pack).or_default();
-    *most = (*most).max(bytes);
 }
 
 /// Keys of all trash files.
@@ -322,13 +334,21 @@ fn read_moves(vault: &Vault) -> Result<BTreeMap<String, Move<PackName, String>>,
 
 /// The packs a backup names; `None` when it was dropped since it was listed.
 pub fn uses(repository: &Repository, id: &str) -> Result<Option<Uses>, RepositoryError> {
-    let failed = match repository.uses(id) {
-        Ok(uses) => return Ok(Some(uses)),
-        Err(failed) if failed.is_damage() || matches!(failed, RepositoryError::Invalid(_)) => {
-            failed
-        }
-        Err(other) => return Err(other),
-    };
+    match repository.uses(id) {
+        Ok(uses) => Ok(Some(uses)),
+        Err(failed) => uses_of_ranges(repository, id, failed),
+    }
+}
+
+/// The same from the backup's ranges, when its list of packs `failed` to tell.
+fn uses_of_ranges(
+    repository: &Repository,
+    id: &str,
+    failed: RepositoryError,
+) -> Result<Option<Uses>, RepositoryError> {
+    if !(failed.is_damage() || matches!(failed, RepositoryError::Invalid(_))) {
+        return Err(failed);
+    }
     let mut uses = Uses::default();
     let told = visit_ranges(repository, id, |list| {
         uses.add(list);

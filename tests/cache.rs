@@ -83,11 +83,11 @@ fn what_a_run_put_into_the_index_it_does_not_read_again() {
         let name = format!("{}-0", repository.id());
         Cache::open(state, &name, &usable_packs(vault).unwrap(), &|_| Ok(None)).unwrap()
     };
-    let own = open(&place.path("state"));
+    let mut own = open(&place.path("state"));
     assert!(own.unknown_parts(&parts).unwrap().is_empty());
     // Another host has it to learn.
     let other = tempfile::tempdir().unwrap();
-    let fresh = open(other.path());
+    let mut fresh = open(other.path());
     assert_eq!(fresh.unknown_parts(&parts).unwrap(), parts);
     // And what the run knows is right: the same content is not stored again.
     let again = place.files(&[("two", &noise(3_000_000, 3))]);
@@ -121,6 +121,39 @@ fn the_log_that_a_run_finds_stays_short() {
     }
     assert!(longest <= 64 * 1024, "{longest} bytes");
     assert!(longest > 0, "every run waits for a checkpoint");
+}
+
+#[test]
+fn a_pack_that_was_away_for_a_while_is_not_believed_to_be_known() {
+    let place = Place::plain();
+    let body = noise(500_000, 5);
+    place.files(&[("one", &noise(500_000, 6))]);
+    let before = place.packs();
+    place.files(&[("two", &body)]);
+    let all = usable_packs(place.repository().vault()).unwrap();
+    let name = format!("{}-0", place.repository().id());
+    let open =
+        |packs| drop(Cache::open(&place.path("state"), &name, packs, &|_| Ok(None)).unwrap());
+    // Runs that came to nothing: to the first all is as it was left, and the second one misses a pack.
+    open(&all);
+    open(&before.into_iter().collect());
+    // It is there again.
+    let again = place.files(&[("two", &body)]);
+    let stream = read(&place.repository(), &again).unwrap();
+    assert_eq!(only_body(&stream, body.len()), body);
+    assert!(
+        place
+            .verify(lifeboat::repository::verify::Depth::Full)
+            .is_good()
+    );
+    let once_more = place.files(&[("two", &body)]);
+    assert!(
+        once_more.stored_bytes < 10_000,
+        "{} bytes stored",
+        once_more.stored_bytes
+    );
+    let stream = read(&place.repository(), &once_more).unwrap();
+    assert_eq!(only_body(&stream, body.len()), body);
 }
 
 #[test]

@@ -13,18 +13,23 @@
 //! and appends to it, so a log that has grown is brought into the database and emptied at once: what a run
 //! reads of the cache follows what it holds, not how many runs there were.
 
+mod known;
+mod packs;
+mod parts;
 mod rows;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, params};
 
-use crate::repository::moved::{Moved, WhereMoved};
+use crate::repository::moved::WhereMoved;
 use crate::repository::ranges::{Range, RangeList};
 use crate::repository::table::{BlockId, BlockTable, PageId, Run};
 use crate::repository::{PackName, RepositoryError};
+use packs::Packs;
+use parts::Parts;
 
 /// Bump it when the tables change: an old cache is thrown away.
 const VERSION: i64 = 4;
@@ -77,11 +82,8 @@ pub struct KnownFile {
 pub struct Cache {
     db: Connection,
     log: PathBuf,
-    names: HashMap<PackRef, PackName>,
-    numbers: HashMap<PackName, PackRef>,
-    live: HashSet<PackRef>,
-    /// Where packs went that are not live.
-    moved: HashMap<PackRef, Moved>,
+    packs: Packs,
+    parts: Parts,
     /// This run's number.
     run: i64,
     /// Whether blocks are in the database that this run did not put there.
@@ -121,19 +123,15 @@ impl Cache {
                 Self::try_open(&path).map_err(failed)?
             }
         };
-        let mut cache = Self {
+        Ok(Self {
+            packs: Packs::open(&db, packs, where_moved)?,
+            parts: Parts::default(),
             db,
             log: state.join(format!("cache-{name}.sqlite-wal")),
-            names: HashMap::new(),
-            numbers: HashMap::new(),
-            live: HashSet::new(),
-            moved: HashMap::new(),
             run: 0,
             has_blocks: true,
             pending: BTreeMap::new(),
-        };
-        cache.forget_missing(packs, where_moved)?;
-        Ok(cache)
+        })
     }
 
     fn try_open(path: &Path) -> rusqlite::Result<Connection> {
@@ -162,114 +160,22 @@ impl Cache {
                  CREATE TABLE pages (archive TEXT NOT NULL, name BLOB NOT NULL, ids BLOB NOT NULL,
                      PRIMARY KEY (archive, name)) WITHOUT ROWID;",
             )?;
+            db.execute_batch("DROP TABLE IF EXISTS digests")?;
             db.pragma_update(None, "user_version", VERSION)?;
         }
+        db.execute_batch(
+            "CREATE TABLE IF NOT EXISTS digests (what TEXT PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID",
+        )?;
         Ok(db)
     }
 
-    fn forget_missing(
-        &mut self,
-        packs: &HashSet<PackName>,
-        where_moved: &WhereMoved<'_>,
-    ) -> Result<(), RepositoryError> {
-        let (mut gone, mut away) = (Vec::new(), Vec::new());
-        let known = |db: &Connection| -> rusqlite::Result<Vec<(PackRef, Option<[u8; 32]>)>> {
-            db.prepare("SELECT id, name FROM packs")?
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect()
-        };
-        for (id, name) in known(&self.db).map_err(failed)? {
-            match name.map(PackName) {
-                Some(name) if packs.contains(&name) => {
-                    self.live(id, name);
-                }
-                Some(name) => away.push((id, name)),
-                None => gone.push(id),
-            }
-        }
-        for (id, name) in away {
-            let moved = where_moved(name).and_then(|moved| {
-                moved
-                    .map(|moved| moved.settle(packs, where_moved))
-                    .transpose()
-            });
-            match moved {
-                Ok(Some(moved)) => self.follow(id, moved).map_err(failed)?,
-                Ok(None) => gone.push(id),
-                // This host cannot read, or the file is damaged: what was in the pack is stored once more.
-                Err(err) if !matches!(err, RepositoryError::Io { .. }) => gone.push(id),
-                Err(err) => return Err(err),
-            }
-        }
-        for id in gone {
-            self.forget_blocks(id)
-                .and_then(|()| self.db.execute("DELETE FROM packs WHERE id = ?1", [id]))
-                .map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// Blocks of a moved pack are learnt from the index of whoever moved them; files are translated as they
-    /// are looked up.
-    fn follow(&mut self, id: PackRef, moved: Moved) -> rusqlite::Result<()> {
-        self.forget_blocks(id)?;
-        for piece in moved.pieces() {
-            self.number_of(piece.place.pack)?;
-        }
-        self.moved.insert(id, moved);
-        Ok(())
-    }
-
-    fn forget_blocks(&self, id: PackRef) -> rusqlite::Result<()> {
-        self.db
-            .execute("DELETE FROM blocks WHERE pack = ?1", [id])
-            .map(drop)
-    }
-
-    fn live(&mut self, id: PackRef, name: PackName) {
-        self.live.insert(id);
-        self.names.insert(id, name);
-        self.numbers.insert(name, id);
-    }
-
-    /// The number of a pack of the repository.
-    fn number_of(&mut self, name: PackName) -> rusqlite::Result<PackRef> {
-        if let Some(id) = self.numbers.get(&name) {
-            return Ok(*id);
-        }
-        self.db
-            .execute("INSERT INTO packs (name) VALUES (?1)", [name.0])?;
-        let id = self.db.last_insert_rowid();
-        self.live(id, name);
-        Ok(id)
-    }
-
     /// Index parts that were not learnt yet, and forgets those that are gone.
-    pub fn unknown_parts(&self, parts: &[String]) -> Result<Vec<String>, RepositoryError> {
-        let known = |db: &Connection| -> rusqlite::Result<HashSet<String>> {
-            db.prepare("SELECT name FROM parts")?
-                .query_map([], |row| row.get(0))?
-                .collect()
-        };
-        let known = known(&self.db).map_err(failed)?;
-        let there: HashSet<&String> = parts.iter().collect();
-        for part in known.iter().filter(|part| !there.contains(part)) {
-            self.db
-                .execute("DELETE FROM parts WHERE name = ?1", [part])
-                .map_err(failed)?;
-        }
-        Ok(parts
-            .iter()
-            .filter(|part| !known.contains(*part))
-            .cloned()
-            .collect())
+    pub fn unknown_parts(&mut self, parts: &[String]) -> Result<Vec<String>, RepositoryError> {
+        self.parts.unknown(&self.db, parts).map_err(failed)
     }
 
-    pub fn note_part(&self, part: &str) -> Result<(), RepositoryError> {
-        self.db
-            .execute("INSERT OR IGNORE INTO parts VALUES (?1)", [part])
-            .map(drop)
-            .map_err(failed)
+    pub fn note_part(&mut self, part: &str) -> Result<(), RepositoryError> {
+        self.parts.learn(&self.db, part).map_err(failed)
     }
 
     /// Learns which blocks a pack holds that another writer published. Pages are known by their place in a
@@ -279,7 +185,7 @@ impl Cache {
         name: PackName,
         table: &BlockTable,
     ) -> Result<(), RepositoryError> {
-        let pack = self.number_of(name).map_err(failed)?;
+        let pack = self.packs.number_of(&self.db, name).map_err(failed)?;
         let mut offset = 0;
         for run in table.runs() {
             match run {
@@ -303,30 +209,6 @@ impl Cache {
         Ok(())
     }
 
-    /// The ranges with moved pieces where they are now; `None` when any is gone.
-    fn translate(&self, ranges: RangeList<PackRef>) -> Option<RangeList<PackRef>> {
-        let stays = |pack: &PackRef| self.live.contains(pack);
-        if ranges.as_slice().iter().all(|r| stays(&r.pack)) {
-            return Some(ranges);
-        }
-        let mut out = RangeList::default();
-        for range in ranges.as_slice() {
-            if stays(&range.pack) {
-                out.push(*range);
-                continue;
-            }
-            let moved = self.moved.get(&range.pack)?;
-            for piece in moved.locate(range.offset, range.length)?.as_slice() {
-                out.push(Range {
-                    pack: *self.numbers.get(&piece.pack)?,
-                    offset: piece.offset,
-                    length: piece.length,
-                });
-            }
-        }
-        Some(out)
-    }
-
     /// Begins the run's transaction.
     pub fn begin(&mut self) -> Result<(), RepositoryError> {
         self.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
@@ -345,6 +227,10 @@ impl Cache {
     /// Makes the run's entries the cache's, and drops files of `archives` that no run met for long.
     pub fn commit(&mut self, archives: &[String]) -> Result<(), RepositoryError> {
         self.write_pending()?;
+        self.packs
+            .note(&self.db)
+            .and_then(|()| self.parts.note(&self.db))
+            .map_err(failed)?;
         if self.run % FORGET_EVERY == 0 {
             for archive in archives {
                 rows::forget(&self.db, archive, self.run - FORGET_AFTER).map_err(failed)?;
@@ -371,33 +257,21 @@ impl Cache {
 
     /// A number for a pack that has no name yet.
     pub fn new_pack(&mut self) -> Result<PackRef, RepositoryError> {
-        self.db
-            .execute("INSERT INTO packs (name) VALUES (NULL)", [])
-            .map_err(failed)?;
-        let id = self.db.last_insert_rowid();
-        self.live.insert(id);
-        Ok(id)
+        self.packs.add(&self.db).map_err(failed)
     }
 
     /// The number of a pack that is in the repository.
     pub fn adopt_pack(&mut self, name: PackName) -> Result<PackRef, RepositoryError> {
-        self.number_of(name).map_err(failed)
+        self.packs.number_of(&self.db, name).map_err(failed)
     }
 
     /// Names a published pack.
     pub fn name_pack(&mut self, pack: PackRef, name: PackName) -> Result<(), RepositoryError> {
-        self.db
-            .execute(
-                "UPDATE packs SET name = ?2 WHERE id = ?1",
-                params![pack, name.0],
-            )
-            .map_err(failed)?;
-        self.live(pack, name);
-        Ok(())
+        self.packs.set_name(&self.db, pack, name).map_err(failed)
     }
 
     pub fn pack_name(&self, pack: PackRef) -> Option<PackName> {
-        self.names.get(&pack).copied()
+        self.packs.name(&self.db, pack)
     }
 
     pub fn block(&self, id: &BlockId) -> Result<Option<Range<PackRef>>, RepositoryError> {
@@ -407,7 +281,8 @@ impl Cache {
         if !self.has_blocks {
             return Ok(None);
         }
-        rows::block(&self.db, id).map_err(failed)
+        let range = rows::block(&self.db, id).map_err(failed)?;
+        Ok(range.filter(|range| self.packs.is_live(&self.db, range.pack)))
     }
 
     pub fn add_block(&mut self, id: &BlockId, at: Range<PackRef>) -> Result<(), RepositoryError> {
@@ -431,7 +306,7 @@ impl Cache {
         let Some(mut known) = rows::file(&self.db, archive, name).map_err(failed)? else {
             return Ok(None);
         };
-        let Some(ranges) = self.translate(known.file.ranges) else {
+        let Some(ranges) = self.packs.translate(&self.db, known.file.ranges) else {
             return Ok(None);
         };
         known.file.ranges = ranges;

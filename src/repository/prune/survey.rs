@@ -180,6 +180,8 @@ impl Survey {
         dead
     }
 
+    /// Backups are listed here, after leases. What is remembered of one that is listed is what its list of packs
+    /// says now, for that never changes; of the others the lists are read.
     fn read_backups(
         &mut self,
         repository: &Repository,

@@ -66,7 +66,7 @@ pub async fn run(
         done = extraction.extract(record, open, &request) => done.map_err(anyhow::Error::new),
         () = context.stop.cancelled() => Err(anyhow::Error::msg("the restore was interrupted")),
     };
-    let ended = extraction.end().await;
+    let ended = Box::pin(extraction.end()).await;
     let done = done?;
     ended
         .map_err(anyhow::Error::new)
@@ -129,10 +129,11 @@ fn said(done: &Extracted) -> String {
     } else {
         format!("restored {}", done.tables.join(", "))
     };
-    let notes: String = done
+    let notes = done
         .warnings
         .iter()
-        .map(|warning| format!("note: {warning}\n"))
-        .collect();
-    format!("{notes}{what} into database \"{}\"\n", done.database)
+        .map(|warning| format!("note: {warning}"));
+    let mut lines: Vec<String> = notes.collect();
+    lines.push(format!("{what} into database \"{}\"\n", done.database));
+    lines.join("\n")
 }

@@ -21,9 +21,7 @@ fn servers(project: &Project) -> String {
 fn databases_and_tables_come_back_through_the_sidecar_and_a_kill_leaves_nothing() {
     let project = Project::new("databases", "volumes", "postgres");
     project.set("LIFEBOAT_SERVICES", "postgres");
-    project
-        .compose(&["up", "-d", "--wait", "postgres"])
-        .good();
+    project.compose(&["up", "-d", "--wait", "postgres"]).good();
     project.sql(
         "CREATE TABLE many AS SELECT n, repeat(md5(n::text), 8) AS t FROM generate_series(1, 100000) n; \
          CREATE TABLE few (id int PRIMARY KEY); INSERT INTO few SELECT generate_series(1, 7); \
@@ -40,7 +38,14 @@ fn databases_and_tables_come_back_through_the_sidecar_and_a_kill_leaves_nothing(
         .good();
     assert_eq!(project.sql("SELECT count(*) FROM few"), "7");
     assert_eq!(project.sql("SELECT count(*) FROM many"), "5");
-    let beside = ["restore", "latest", "--database", "n8n", "--into-database", "past"];
+    let beside = [
+        "restore",
+        "latest",
+        "--database",
+        "n8n",
+        "--into-database",
+        "past",
+    ];
     project.lifeboat(&beside).good();
     let past = |sql: &str| {
         let psql = ["exec", "-T", "postgres", "psql", "-U", "root", "-d", "past"];
@@ -65,14 +70,21 @@ fn databases_and_tables_come_back_through_the_sidecar_and_a_kill_leaves_nothing(
         .lifeboat_with(&["POSTGRES_MODE=dump"], &["backup"])
         .good();
     assert_eq!(servers(&project), "");
-    let names = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE NOT datistemplate";
+    let names =
+        "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE NOT datistemplate";
     let before = project.sql(names);
-    assert!(!before.contains("lifeboat_") && !before.contains("restored"), "{before}");
+    assert!(
+        !before.contains("lifeboat_") && !before.contains("restored"),
+        "{before}"
+    );
     project.sql("TRUNCATE few, many; DROP ROLE app");
     project.lifeboat(&["restore", "latest", "--yes"]).good();
     assert_eq!(project.sql("SELECT count(*) FROM few"), "7");
     assert_eq!(project.sql("SELECT count(*) FROM many"), "5");
     assert_eq!(past("SELECT count(*) FROM many"), "100000");
     assert_eq!(project.sql(names), before);
-    assert_eq!(project.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'app'"), "1");
+    assert_eq!(
+        project.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'app'"),
+        "1"
+    );
 }

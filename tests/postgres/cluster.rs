@@ -74,7 +74,8 @@ impl Cluster {
         }
     }
 
-    /// Settings for the command line of the next start.
+    /// Settings for the command line of the next start; not every test has some.
+    #[allow(dead_code)]
     pub fn set_options(&mut self, options: &[&str]) {
         self.options = options.iter().map(|o| (*o).to_owned()).collect();
     }

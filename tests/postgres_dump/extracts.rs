@@ -9,6 +9,7 @@ pub fn request(database: &str, tables: &[&str], target: Target) -> Request {
         tables: tables.iter().map(|t| (*t).to_owned()).collect(),
         target,
         keep_old: false,
+        replay: None,
     }
 }
 

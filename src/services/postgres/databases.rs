@@ -286,7 +286,7 @@ pub async fn put_back(session: &Session, switches: &[PostgresSwitch]) -> Result<
     let all = switches.to_vec();
     let (present, closed): (Vec<PostgresSwitch>, Vec<String>) = session
         .run("look for the databases of before", move |client| {
-            let mut switched = Vec::new();
+            let mut done = Vec::new();
             let mut closed = Vec::new();
             for switch in all {
                 // One transaction switches all: where the new name is gone, it was done.
@@ -299,10 +299,10 @@ pub async fn put_back(session: &Session, switches: &[PostgresSwitch]) -> Result<
                     closed.push(switch.live.clone());
                 }
                 if is_done {
-                    switched.push(switch);
+                    done.push(switch);
                 }
             }
-            Ok((switched, closed))
+            Ok((done, closed))
         })
         .await?;
     if !present.is_empty() {

@@ -140,14 +140,12 @@ impl Extraction {
         let dumps = DumpFacts::of(&record.report)
             .map_err(|why| self.access.error(ErrorKind::Damaged, why))?;
         let whole = asked.is_empty();
-        let source = match dumps {
-            Some(dumps) => self.from_dumps(&dumps, archive()?, request).await?,
-            None => {
-                let facts = Facts::of(&record.report)
-                    .map_err(|why| self.access.error(ErrorKind::Damaged, why))?;
-                self.from_files(record, &facts, archive()?, request, whole)
-                    .await?
-            }
+        let source = if let Some(dumps) = dumps {
+            self.read_dumps(&dumps, archive()?, request).await?
+        } else {
+            let facts = Facts::of(&record.report)
+                .map_err(|why| self.access.error(ErrorKind::Damaged, why))?;
+            Box::pin(self.read_files(record, &facts, archive()?, request, whole)).await?
         };
         let mut tables = Vec::new();
         if whole {

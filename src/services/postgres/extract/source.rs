@@ -79,7 +79,7 @@ pub fn table(text: &str) -> Result<Table, String> {
 
 impl Extraction {
     /// Loads the database's dump beside the live ones.
-    pub(super) async fn from_dumps(
+    pub(super) async fn read_dumps(
         &mut self,
         dumps: &DumpFacts,
         archive: ArchiveReader,
@@ -107,7 +107,7 @@ impl Extraction {
     }
 
     /// Unpacks the backup's files and brings a server up on them.
-    pub(super) async fn from_files(
+    pub(super) async fn read_files(
         &mut self,
         record: &ArchiveRecord,
         facts: &Facts,

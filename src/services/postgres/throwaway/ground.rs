@@ -39,6 +39,8 @@ pub struct Ground {
     entry: EntryId,
 }
 
+// One of them at a time.
+#[allow(clippy::large_enum_variant)]
 enum Where {
     Container {
         engine: Engine,

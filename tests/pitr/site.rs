@@ -13,8 +13,20 @@ use lifeboat::services::postgres::pitr::target::{Base, Question, Reachable};
 use lifeboat::services::postgres::pitr::{Capture, Replay, Target};
 use lifeboat::services::postgres::{Postgres, PostgresRestore};
 
+use lifeboat::stack::StackService;
+
 use crate::cluster::{Cluster, config};
 use crate::place::Place;
+
+/// What the program calls a server without the Docker API: its own backups are to lead on, too.
+const SERVICE: &str = "postgres";
+
+fn stack(cluster: &Cluster) -> StackService {
+    StackService {
+        name: SERVICE.to_owned(),
+        ..cluster.stack()
+    }
+}
 
 pub struct Site {
     pub place: Place,
@@ -32,7 +44,7 @@ impl Site {
     }
 
     pub fn backup(&self, cluster: &Cluster) -> Manifest {
-        let mut service = Postgres::new(&config(&[]), &cluster.stack()).unwrap();
+        let mut service = Postgres::new(&config(&[]), &stack(cluster)).unwrap();
         self.place.backup(&mut service, || ()).unwrap()
     }
 
@@ -44,7 +56,7 @@ impl Site {
         let state = self.place.state();
         let mut all = vec![("LIFEBOAT_STATE", state.to_str().unwrap())];
         all.extend(vars);
-        Capture::new(&config(&all), &cluster.stack(), self.repository()).unwrap()
+        Capture::new(&config(&all), &stack(cluster), self.repository()).unwrap()
     }
 
     pub fn step(&self, capture: &mut Capture) -> Result<Step, ServiceError> {
@@ -70,7 +82,7 @@ impl Site {
         let (repository, manifests) = (self.repository(), self.manifests());
         let bases: Vec<Base<'_>> = manifests
             .iter()
-            .filter_map(|manifest| Base::of(manifest, "db"))
+            .filter_map(|manifest| Base::of(manifest, SERVICE))
             .collect();
         let question = Question {
             repository: &repository,
@@ -89,7 +101,7 @@ impl Site {
         let (repository, manifests) = (self.repository(), self.manifests());
         let bases: Vec<Base<'_>> = manifests
             .iter()
-            .filter_map(|manifest| Base::of(manifest, "db"))
+            .filter_map(|manifest| Base::of(manifest, SERVICE))
             .collect();
         let question = Question {
             repository: &repository,
@@ -120,7 +132,7 @@ impl Site {
         let mut cluster = Cluster::empty();
         cluster.set_options(options);
         let config = config(&[("RESTORE_TIMEOUT", "2m")]);
-        let restore = PostgresRestore::new(&config, &cluster.stack()).unwrap();
+        let restore = PostgresRestore::new(&config, &stack(&cluster)).unwrap();
         let mut restore = restore.with_replay(Some(replay));
         let staged = cluster.data.parent().unwrap().join("staged");
         let record = self.place.unpack_of(manifest, &restore, &staged);

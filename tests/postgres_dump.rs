@@ -214,9 +214,13 @@ fn parts_put_together_are_a_dump_for_pg_restore() {
     let record = manifest.archive("db").unwrap();
     let archive = place.repository().archive(&manifest, record).unwrap();
     place.block_on(async {
-        unpack(archive.into_async(), &out, &Default::default())
-            .await
-            .unwrap();
+        unpack(
+            archive.into_async(),
+            &out,
+            &lifeboat::archive::unpack::UnpackOptions::default(),
+        )
+        .await
+        .unwrap();
     });
     let pg_restore = source.client_tool("pg_restore");
     let script = format!(

@@ -26,8 +26,8 @@ fn stack(port: u16, data: &Path) -> StackService {
     stack
         .environment
         .insert("PGDATA".to_owned(), data.to_str().unwrap().to_owned());
-    stack.mounts[0].target = data.to_owned();
-    stack.mounts[0].local = data.to_owned();
+    data.clone_into(&mut stack.mounts[0].target);
+    data.clone_into(&mut stack.mounts[0].local);
     stack
 }
 

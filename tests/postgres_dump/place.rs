@@ -194,7 +194,7 @@ impl Place {
             let mut extraction = Extraction::begin(&config, stack, &run).await?;
             let open = || Ok(self.repository().archive(&manifest, &record).unwrap());
             let done = extraction.extract(&record, open, request).await;
-            extraction.end().await.unwrap();
+            Box::pin(extraction.end()).await.unwrap();
             assert_eq!(run.journal.pending().unwrap(), []);
             done
         })

@@ -194,6 +194,8 @@ fn a_temporary_server_that_does_not_come_up_is_removed() {
     let mut service = Postgres::new(&config(&[]), &cluster.stack()).unwrap();
     place.backup(&mut service, || ()).unwrap();
     cluster.sql("ALTER SYSTEM SET shared_preload_libraries = 'nothing_like_it'");
+    // Ids tell seconds apart: the next one is to be the newest.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     place.backup(&mut service, || ()).unwrap();
     refused(
         place.extract(&cluster.stack(), &[], &request("app", &[], Target::Beside)),

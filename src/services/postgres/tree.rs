@@ -139,13 +139,11 @@ impl<'a> Place<'a> {
         found(&self.shown.join(file), stat)
     }
 
-    /// The names, sorted.
+    /// The names, sorted. A directory that was removed while it was held (its database was dropped) has none.
     fn list(&self) -> Result<Vec<String>, TreeError> {
-        let names = self.dir.names().map_err(|source| TreeError::Read {
-            path: self.shown.to_owned(),
-            source,
-        })?;
+        let names = found(self.shown, self.dir.names())?;
         let mut names = names
+            .unwrap_or_default()
             .into_iter()
             .map(|name| {
                 String::from_utf8(name).map_err(|err| {

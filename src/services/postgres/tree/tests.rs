@@ -234,3 +234,22 @@ fn a_version_directory_that_is_a_link_is_not_followed() {
     assert!(err.starts_with("cannot read"), "{err}");
     assert!(err.contains(&format!("ts/{VERSION}")), "{err}");
 }
+
+#[test]
+fn a_directory_that_is_dropped_between_opening_and_listing_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("16384");
+    touch(&database, "1259");
+    let held = HeldDirectory::open(&database).unwrap();
+    let place = Place::new(&held, &database);
+    assert_eq!(place.list().unwrap(), ["1259"]);
+    fs::remove_dir_all(&database).unwrap();
+    assert!(place.list().unwrap().is_empty());
+    assert!(place.stat("1259").unwrap().is_none());
+    // What cannot be read for another reason is said.
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let held = HeldDirectory::open(dir.path()).unwrap();
+    let place = Place::new(&held, dir.path());
+    assert!(place.stat("file/1259").is_err());
+}

@@ -111,10 +111,12 @@ impl Finder<'_> {
         let [manifest] = &manifests;
         let (mut replays, mut notes) = (BTreeMap::new(), Vec::new());
         for record in clusters(manifest) {
-            let bases: Vec<Base<'_>> = Base::of(manifest, &record.name).into_iter().collect();
+            // An imported one has its own way of recovery, and dumps have none.
+            let Some(base) = Base::of(manifest, &record.name) else {
+                continue;
+            };
+            let bases = [base];
             let question = self.question(&bases);
-            // An imported one has its own way of recovery.
-            let Some(base) = bases.first() else { continue };
             let reaches = question.choose(&Target::Latest).map_err(failure)?;
             let is_further = reaches.1.goes_on();
             if is_latest && is_further && !self.is_there(record) {
@@ -128,10 +130,9 @@ impl Finder<'_> {
             }
             if is_further {
                 notes.push(format!(
-                    "{}: there is WAL after this backup; `restore --at latest` loses nothing of it, `--at TIME` stops where you say ({} is as far as it goes: {})",
+                    "{}: there is WAL after this backup, and this restore leaves it out; `restore --at latest` goes {}, `--at TIME` stops where you say",
                     record.name,
-                    reaches.1.said(),
-                    base.manifest.id
+                    reaches.1.said()
                 ));
             }
             let (_, replay) = question.choose(&Target::Backup).map_err(failure)?;

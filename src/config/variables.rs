@@ -420,7 +420,7 @@ pub const VARIABLES: &[Variable] = &[
         "POSTGRES_BIN",
         "found",
         "/usr/lib/postgresql/17/bin",
-        "Directory of pg_dump, pg_restore and psql, for a server that runs in no container; in a container its own are used.",
+        "Directory of the pg_dump, pg_restore and psql to use. Without it: those in the server's container, or, for a server that runs in none, where packages put them.",
     ),
     var(
         "QDRANT_URL",

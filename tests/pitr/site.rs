@@ -79,38 +79,31 @@ impl Site {
         target: &Target,
         timeline: Option<u32>,
     ) -> Result<(Manifest, Replay), String> {
+        self.ask(timeline, |question| {
+            let chosen = question.choose(target);
+            chosen
+                .map(|(manifest, replay)| (manifest.clone(), replay))
+                .map_err(|err| err.to_string())
+        })
+    }
+
+    pub fn reachable(&self) -> Vec<Reachable> {
+        self.ask(None, |question| question.reachable().unwrap())
+    }
+
+    fn ask<T>(&self, timeline: Option<u32>, answer: impl FnOnce(&Question<'_, '_>) -> T) -> T {
         let (repository, manifests) = (self.repository(), self.manifests());
         let bases: Vec<Base<'_>> = manifests
             .iter()
             .filter_map(|manifest| Base::of(manifest, SERVICE))
             .collect();
-        let question = Question {
+        answer(&Question {
             repository: &repository,
             list: &repository.wal().unwrap(),
             bases: &bases,
             timeline,
             zone: &TimeZone::UTC,
-        };
-        question
-            .choose(target)
-            .map(|(manifest, replay)| (manifest.clone(), replay))
-            .map_err(|err| err.to_string())
-    }
-
-    pub fn reachable(&self) -> Vec<Reachable> {
-        let (repository, manifests) = (self.repository(), self.manifests());
-        let bases: Vec<Base<'_>> = manifests
-            .iter()
-            .filter_map(|manifest| Base::of(manifest, SERVICE))
-            .collect();
-        let question = Question {
-            repository: &repository,
-            list: &repository.wal().unwrap(),
-            bases: &bases,
-            timeline: None,
-            zone: &TimeZone::UTC,
-        };
-        question.reachable().unwrap()
+        })
     }
 
     /// Restores to a moment, into a server of its own, with the options that the source has.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .measure import files_of, run_measured, same_start, say, tree_size
+from .measure import files_of, run_measured, same_start, say, set_aside, tree_size
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSPHRASE = "benchmark passphrase"
@@ -30,7 +30,7 @@ class Tool:
 
     def begin(self):
         """An empty repository, and no caches of another."""
-        shutil.rmtree(self.home, ignore_errors=True)
+        set_aside(self.home)
         self.repository.mkdir(parents=True)
         self.cache.mkdir()
         if self.init:
@@ -58,7 +58,7 @@ class Tool:
         self.restored.mkdir()
         result = run_measured(self.restore(self.runs), self.home / "log", self.restored, self.env)
         check_restored(self.name, data, self.restored)
-        shutil.rmtree(self.restored)
+        set_aside(self.restored)
         return result
 
 

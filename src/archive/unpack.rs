@@ -16,14 +16,16 @@
 //! - Headers are bounded to [`HEADER_LIMIT`]; space is never reserved by a size that an entry claims.
 //! - Memory is constant: directories and links that wait for the end are spooled to an unlinked temporary
 //!   file in the target when they outgrow a few megabytes.
-//! - One `syncfs` makes everything durable, instead of an fsync a file; then the `publish_last` entries are
-//!   renamed into place and their directories synced.
+//! - One `syncfs` makes everything durable, instead of an fsync a file, and large files are brought onto the disk
+//!   while others are written; then the `publish_last` entries are renamed into place and their directories
+//!   synced.
 //!
 //! On any error the target is left half written, nothing else has changed, and the caller removes the target.
 
 mod deferred;
 mod disk;
 mod entry;
+mod flusher;
 mod header_limit;
 mod members;
 mod tree;

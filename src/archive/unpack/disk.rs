@@ -12,6 +12,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::deferred::{Deferred, Waiting};
 use super::entry::{EntryKind, EntryName, Member};
+use super::flusher::{FLUSH_BYTES, Flusher};
 use super::tree::{STICKY, Tree, split, temporary};
 use super::{Op, UnpackError, UnpackOptions, UnpackReport};
 use crate::archive::EntryMeta;
@@ -37,6 +38,7 @@ pub fn write(
 
 struct Disk<'a> {
     tree: Tree,
+    flusher: Flusher,
     options: &'a UnpackOptions,
     symlinks: Deferred,
     /// Which of `options.publish_last` came.
@@ -46,8 +48,10 @@ struct Disk<'a> {
 
 impl<'a> Disk<'a> {
     fn open(target: &Path, options: &'a UnpackOptions) -> Result<Self, UnpackError> {
+        let tree = Tree::open(target)?;
         Ok(Self {
-            tree: Tree::open(target)?,
+            flusher: Flusher::start().map_err(|e| tree.failed(b"", e))?,
+            tree,
             options,
             symlinks: Deferred::new(target),
             to_publish: Vec::new(),
@@ -104,14 +108,19 @@ impl<'a> Disk<'a> {
             None => last.to_owned(),
         };
         let mut file = self.tree.create(name, &parents, &last)?;
-        let mut left = size;
+        let (mut left, mut unflushed) = (size, 0);
         while left > 0 {
             let Some(Op::Data(chunk)) = received.blocking_recv() else {
                 return Err(self.stopped());
             };
-            file.write_all(&chunk)
-                .map_err(|e| self.tree.failed(name.as_bytes(), e))?;
+            let failed = |e| self.tree.failed(name.as_bytes(), e);
+            file.write_all(&chunk).map_err(failed)?;
             left = left.saturating_sub(chunk.len() as u64);
+            unflushed += chunk.len() as u64;
+            if unflushed >= FLUSH_BYTES {
+                unflushed = 0;
+                self.flusher.flush(&file).map_err(failed)?;
+            }
         }
         self.describe(&file, name, Some(meta))?;
         self.report.files += 1;
@@ -177,6 +186,8 @@ impl<'a> Disk<'a> {
     fn finish(mut self) -> Result<UnpackReport, UnpackError> {
         self.make_symlinks()?;
         self.describe_directories()?;
+        let flushed = self.flusher.finish();
+        flushed.map_err(|e| self.tree.failed(b"", e))?;
         self.tree.sync()?;
         for index in std::mem::take(&mut self.to_publish) {
             if let Some(name) = self.options.publish_last.get(index) {

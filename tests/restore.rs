@@ -327,3 +327,29 @@ async fn into_a_directory_touches_no_service() {
         .unwrap_err();
     assert_eq!(tree(&other).len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_fails_ends_the_others_before_anything_is_removed() {
+    let place = Place::new(World::default());
+    let repository = place.repository();
+    let site = place.site(Options::default());
+    for failing in ["postgres", "n8n", "qdrant"] {
+        let out = place.dir.path().join(failing);
+        let plan = build_into(&place.manifest, &place.stack, &Request::default(), &out).unwrap();
+        let opened = Mutex::new(Vec::new());
+        let open = |record: &ArchiveRecord| {
+            opened.lock().unwrap().push(record.name.clone());
+            if record.name == failing {
+                anyhow::bail!("this one fails");
+            }
+            Ok(repository.archive(&place.manifest, record)?)
+        };
+        let error = into_directory(&plan, &out, &open, &site).await.unwrap_err();
+        let said = format!("{error:#}");
+        assert_eq!(said, format!("open archive {failing}: this one fails"));
+        assert!(opened.into_inner().unwrap().contains(&failing.to_owned()));
+        // What still wrote would make its directory anew, or could not.
+        assert_eq!(tree(&out).len(), 1, "{failing}");
+    }
+    assert!(place.world.log().is_empty());
+}

@@ -19,6 +19,7 @@ mod finish;
 mod into;
 mod progress;
 mod report;
+mod staging;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +32,6 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Factory, Plan, PlannedContainer, PlannedService, PlannedWay};
 use super::swap::{self, Swap};
 use super::{Containers, Restore};
-use crate::archive::unpack::unpack;
 use crate::repository::manifest::ArchiveRecord;
 use crate::repository::reader::ArchiveReader;
 use crate::services::{RunContext, ServiceError, ServiceKind};
@@ -42,6 +42,7 @@ use crate::stack::{ContainerRef, Stack};
 pub use into::into_directory;
 pub use progress::{Event, Phase, Progress};
 pub use report::{PhaseTime, RestoreError, RestoreReport, RestoredService};
+use staging::Staging;
 
 /// Opens an archive of the backup.
 pub type Open<'a> = dyn Fn(&ArchiveRecord) -> anyhow::Result<ArchiveReader> + Send + Sync + 'a;
@@ -265,42 +266,28 @@ impl<'a> Run<'a> {
     async fn stage(&mut self) -> anyhow::Result<()> {
         self.report.begin(Phase::Stage, &self.site.progress);
         let keep_old = self.site.options.keep_old || !self.by_hand().is_empty();
-        for index in 0..self.jobs.len() {
-            self.cancelled()?;
-            let Some(job) = self.jobs.get_mut(index) else {
+        let mut all = Vec::new();
+        for job in &mut self.jobs {
+            let planned = job.planned;
+            let PlannedWay::Swap { root } = &planned.way else {
                 continue;
             };
-            let PlannedWay::Swap { root } = &job.planned.way else {
-                continue;
-            };
-            let (service, record) = (&job.planned.service, &job.planned.record);
+            let service = &planned.service;
             let swap = Swap::begin(service, root, &self.site.run, keep_old)
                 .with_context(|| format!("make room for {service} in {}", root.display()))?;
-            let staging = swap.staging().to_owned();
+            all.push(Staging {
+                service,
+                record: &planned.record,
+                directory: swap.staging().to_owned(),
+                options: job.adapter.unpack_options(),
+            });
             job.swap = Some(Arc::new(swap));
-            let options = job.adapter.unpack_options();
-            self.step(service, "writing its data beside the live data");
-            let began = Instant::now();
-            let reader = self.reader(record)?;
-            let unpacked = unpack(reader, &staging, &options)
-                .await
-                .with_context(|| format!("unpack the archive of {service}"))?;
-            self.report.unpacked(service, unpacked, began.elapsed());
+        }
+        let unpacked = staging::unpack_all(&all, self.open, self.site).await?;
+        for (staging, (unpacked, took)) in all.iter().zip(unpacked) {
+            self.report.unpacked(staging.service, unpacked, took);
         }
         Ok(())
-    }
-
-    fn reader(
-        &self,
-        record: &ArchiveRecord,
-    ) -> anyhow::Result<impl tokio::io::AsyncRead + Unpin + Send + use<>> {
-        let reader =
-            (self.open)(record).with_context(|| format!("open archive {}", record.name))?;
-        Ok(progress::Counted::new(
-            reader.into_async(),
-            Arc::clone(&self.site.progress),
-            self.site.cancel.clone(),
-        ))
     }
 
     /// Lets each adapter complete its staged data.

@@ -1,15 +1,12 @@
 //! `--into DIR`: archives as files, for a person or another machine. No service is touched.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use anyhow::Context as _;
-
-use super::progress::Counted;
+use super::staging::{Staging, unpack_all};
 use super::{Open, Phase, RestoreReport, Site, checks};
-use crate::archive::unpack::{UnpackOptions, unpack};
+use crate::archive::unpack::UnpackOptions;
 use crate::durable;
-use crate::restore::plan::{Plan, PlannedService, PlannedWay};
+use crate::restore::plan::{Plan, PlannedWay};
 
 /// Unpacks the plan's archives below its directory, each complete or not there at all.
 ///
@@ -27,13 +24,7 @@ pub async fn into_directory(
     check(plan, directory)?;
     report.begin(Phase::Stage, &site.progress);
     let mut staged = Vec::new();
-    let mut result = Ok(());
-    for service in &plan.services {
-        result = stage(service, directory, open, site, &mut report, &mut staged).await;
-        if result.is_err() {
-            break;
-        }
-    }
+    let mut result = stage(plan, directory, open, site, &mut report, &mut staged).await;
     if result.is_ok() {
         report.begin(Phase::Finish, &site.progress);
         result = publish(&staged);
@@ -67,29 +58,30 @@ fn check(plan: &Plan, directory: &Path) -> anyhow::Result<()> {
 }
 
 async fn stage(
-    service: &PlannedService,
+    plan: &Plan,
     directory: &Path,
     open: &Open<'_>,
     site: &Site<'_>,
     report: &mut RestoreReport,
     staged: &mut Vec<(PathBuf, PathBuf)>,
 ) -> anyhow::Result<()> {
-    let record = &service.record;
-    let staging = directory.join(format!(".lifeboat-new-{}-{}", record.name, site.run.run_id));
-    durable::create_dir(&staging, 0o700)?;
-    staged.push((staging.clone(), directory.join(&record.name)));
-    let began = Instant::now();
-    let reader = open(record).with_context(|| format!("open archive {}", record.name))?;
-    let reader = Counted::new(
-        reader.into_async(),
-        site.progress.clone(),
-        site.cancel.clone(),
-    );
-    let options = options(report);
-    let unpacked = unpack(reader, &staging, &options)
-        .await
-        .with_context(|| format!("unpack archive {}", record.name))?;
-    report.unpacked(&service.service, unpacked, began.elapsed());
+    let mut all = Vec::new();
+    for service in &plan.services {
+        let name = &service.record.name;
+        let staging = directory.join(format!(".lifeboat-new-{name}-{}", site.run.run_id));
+        durable::create_dir(&staging, 0o700)?;
+        staged.push((staging.clone(), directory.join(name)));
+        all.push(Staging {
+            service: &service.service,
+            record: &service.record,
+            directory: staging,
+            options: options(report),
+        });
+    }
+    let unpacked = unpack_all(&all, open, site).await?;
+    for (staging, (unpacked, took)) in all.iter().zip(unpacked) {
+        report.unpacked(staging.service, unpacked, took);
+    }
     Ok(())
 }
 

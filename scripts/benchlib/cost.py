@@ -5,6 +5,8 @@ because a backup asks for one, and each pair has a new repository with a full ba
 schedule makes. A third window has only the checkpoints, as often as the backups ask for them: what it loses no copy
 could save. Once the clients ask as fast as they can, and once at half of that: there the server has processor to
 spare, and latency tells.
+
+Server and clients are in one control group and Lifeboat in another, with the weights of their containers.
 """
 
 import random
@@ -13,6 +15,7 @@ import time
 from statistics import median
 
 from .data import SEED, Cluster
+from .groups import Groups
 from .measure import GB, MB, need_space, run_measured, say
 from .report import Targets, describe_machine, in_seconds, table
 from .tools import is_encrypted, lifeboat, versions
@@ -34,9 +37,11 @@ def cost(work, binary, options):
     need_space(work, int(scale * 16 * MB * 8 + 12 * GB))
     machine, data, targets = describe_machine(work), work / "data", Targets()
     data.mkdir()
-    with Cluster(data / "postgres", work / "socket", SETTINGS) as cluster:
+    with Groups() as groups, Cluster(data / "postgres", work / "socket", SETTINGS) as cluster:
         cluster.fill(scale)
         tool = lifeboat(work, binary, cluster, encrypted=True)
+        command = groups.inside(tool.backup(0)[0])
+        tool.backup = lambda _: [command]
         begin(cluster)
         window(cluster, WARM_UP_SECONDS)
         begin(cluster)
@@ -57,6 +62,7 @@ def cost(work, binary, options):
         f"- {len(backups)} encrypted backups, one after the other, {in_seconds(wall)} and {in_seconds(cpu)} of CPU each"
         " in the median: a schedule makes one where this makes many, and each begins with a checkpoint."
     )
+    print(f"- Control groups as compose makes them: {groups.shares} CPU shares for Lifeboat, 1024 for the server.")
     print(f"- Machine: {machine}.\n- Versions: " + ", ".join(f"{name} {version}" for name, version in told.items()))
     return {"machine": machine, "versions": told, "capacity": capacity, "runs": runs, **targets.report()}
 

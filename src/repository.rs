@@ -64,6 +64,7 @@ pub mod sink;
 mod stock;
 pub mod store;
 pub mod table;
+pub mod throttle;
 pub mod uses;
 pub mod vault;
 pub mod verify;

@@ -12,10 +12,12 @@ use super::record::Record;
 use super::retain::retain;
 use super::workplace::Workplace;
 use super::{Context, Failure, adapters, destination, output, prune};
+use crate::config::Priority;
 use crate::repository::Repository;
 use crate::repository::manifest::Manifest;
 use crate::repository::prune::Report;
 use crate::repository::session::{BackupNotes, new_id};
+use crate::repository::throttle::Throttle;
 use crate::retention::Decision;
 
 /// Backs up the stack now, while it runs.
@@ -79,8 +81,10 @@ async fn backup_and_retain(
 ) -> anyhow::Result<Outcome> {
     let place = Workplace::enter(context, trigger).await?;
     Record::note_begin(&context.config.state);
+    // What opening the repository takes counts too: a passphrase is made expensive to try.
+    let throttle = (context.config.priority == Priority::Low).then(Throttle::start);
     let repository = destination::open(context, args.new_repository)?;
-    let manifest = backup(context, &place, &repository).await?;
+    let manifest = backup(context, &place, &repository, throttle).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
     let prune = housekeep(context, &repository);
     // The backup exists: that its copy does not is said, and the next run tries again.
@@ -136,6 +140,7 @@ async fn backup(
     context: &Context,
     place: &Workplace,
     repository: &Repository,
+    throttle: Option<Throttle>,
 ) -> anyhow::Result<Manifest> {
     let id = new_id(Timestamp::now());
     let run = place.run(&context.config, &id)?;
@@ -152,6 +157,9 @@ async fn backup(
     let session = repository.begin(&id, &context.config.state, context.config.compression_level)?;
     if let Some(rate) = context.config.rate_limit {
         session.session().limit_reading(rate);
+    }
+    if let Some(throttle) = throttle {
+        session.session().give_way(throttle);
     }
     let archives = parts::archive(context, &session, &run, parts).await?;
     let notes = BackupNotes {

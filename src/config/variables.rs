@@ -330,7 +330,7 @@ pub const VARIABLES: &[Variable] = &[
         "BACKUP_PRIORITY",
         "low",
         "normal",
-        "low or normal: whether backups leave CPU and disk to the services first.",
+        "low or normal: whether backups leave CPU and disk to the services first, and pause while these keep all processors busy.",
     ),
     var(
         "LOCK_TIMEOUT",

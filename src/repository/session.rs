@@ -17,6 +17,7 @@ use super::pipeline::{Pipeline, Workers};
 pub use super::progress::Progress;
 use super::sink::{SealedArchive, Sink};
 use super::table::BlockTable;
+use super::throttle::Throttle;
 use super::uses::Uses;
 use super::vault::Vault;
 use super::{
@@ -40,6 +41,8 @@ pub struct Session {
     stop: AtomicBool,
     /// Set when reading is to be held back.
     pace: OnceLock<Pace>,
+    /// Set when the services go first.
+    throttle: OnceLock<Throttle>,
     pub progress: Progress,
 }
 
@@ -54,11 +57,24 @@ impl Session {
         self.pace.get_or_init(|| Pace::new(bytes_per_second));
     }
 
+    /// Makes all archives pause while others want the processors; the first one said stays.
+    pub fn give_way(&self, throttle: Throttle) {
+        self.throttle.get_or_init(|| throttle);
+    }
+
     /// Counts bytes of a service's data, and waits where reading is held back.
     pub(super) fn count_read(&self, bytes: u64) {
         self.progress.add_read(bytes);
         if let Some(pace) = self.pace.get() {
             pace.wait(bytes, &|| self.stop.load(Ordering::Relaxed));
+        }
+        self.pause();
+    }
+
+    /// Waits while others want the processors.
+    pub(super) fn pause(&self) {
+        if let Some(throttle) = self.throttle.get() {
+            throttle.wait(&|| self.stop.load(Ordering::Relaxed));
         }
     }
 
@@ -221,6 +237,7 @@ impl Repository {
             run: id.to_owned(),
             stop: AtomicBool::new(false),
             pace: OnceLock::new(),
+            throttle: OnceLock::new(),
             progress: Progress::default(),
         };
         Ok(Backup {

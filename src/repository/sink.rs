@@ -174,6 +174,7 @@ impl Sink {
     pub fn splice(&mut self, name: &[u8], known: &KnownFile) -> Result<(), RepositoryError> {
         let ranges = &known.file.ranges;
         self.stream_hash = None;
+        self.session.pause();
         self.raw_bytes += ranges.length();
         self.session.progress.add_raw(ranges.length());
         self.ranges.extend(ranges);

@@ -207,6 +207,38 @@ fn both_sides_of_a_branch_can_be_restored() {
 }
 
 #[test]
+fn a_mark_on_a_server_where_nothing_happens_is_stored_with_the_next_step() {
+    // Nothing but a commit of its own flushes what the mark stands for.
+    let source = Cluster::with(&[], &["wal_writer_delay=10s", "synchronous_commit=off"]);
+    source.sql(
+        "CREATE ROLE plain LOGIN PASSWORD 'only for tests'; GRANT pg_read_all_settings TO plain",
+    );
+    source.sql("CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    let plain = [
+        ("POSTGRES_USER", "plain"),
+        ("POSTGRES_PASSWORD", "only for tests"),
+        ("POSTGRES_DB", "postgres"),
+    ];
+    // With the right to a restore point, and without it.
+    for (row, vars) in [(1, &[][..]), (2, &plain)] {
+        source.sql(&format!("INSERT INTO t VALUES ({row})"));
+        let mark = site.mark(&source, vars);
+        let step = site.step(&mut capture).unwrap();
+        assert_eq!(step.timeline, mark.timeline);
+        assert!(step.end >= mark.lsn, "{} of {}", step.end, mark.lsn);
+        source.sql("INSERT INTO t VALUES (100)");
+        site.step(&mut capture).unwrap();
+        let restored = site.restore(&Target::Lsn(mark.lsn), &[]);
+        let count = |ids: &str| restored.number(&format!("SELECT count(*) FROM t WHERE id {ids}"));
+        assert_eq!((count("< 100"), count("= 100")), (row, row - 1));
+    }
+}
+
+#[test]
 fn small_and_large_segments_are_put_together_again() {
     for mib in ["1", "64"] {
         let options = ["track_commit_timestamp=on", "max_wal_size=256MB"];

@@ -6,11 +6,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use lifeboat::repository::Repository;
 use lifeboat::repository::manifest::Manifest;
+use lifeboat::repository::wal::Mark;
 use lifeboat::restore::Restore;
 use lifeboat::services::ServiceError;
 use lifeboat::services::postgres::pitr::capture::Step;
 use lifeboat::services::postgres::pitr::target::{Base, Question, Reachable};
-use lifeboat::services::postgres::pitr::{Capture, Replay, Target};
+use lifeboat::services::postgres::pitr::{Capture, Replay, Target, point};
 use lifeboat::services::postgres::{Postgres, PostgresRestore};
 
 use lifeboat::stack::StackService;
@@ -57,6 +58,13 @@ impl Site {
         let mut all = vec![("LIFEBOAT_STATE", state.to_str().unwrap())];
         all.extend(vars);
         Capture::new(&config(&all), &stack(cluster), self.repository()).unwrap()
+    }
+
+    pub fn mark(&self, cluster: &Cluster, vars: &[(&str, &str)]) -> Mark {
+        let (config, stack) = (config(vars), stack(cluster));
+        self.place
+            .block_on(point::mark(&config, &stack, "now"))
+            .unwrap()
     }
 
     pub fn step(&self, capture: &mut Capture) -> Result<Step, ServiceError> {

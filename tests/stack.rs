@@ -7,6 +7,8 @@ mod databases;
 mod faults;
 #[path = "containers/imports.rs"]
 mod imports;
+#[path = "containers/moments.rs"]
+mod moments;
 #[path = "containers/project.rs"]
 mod project;
 #[path = "containers/restores.rs"]

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use crate::archive::unpack::UnpackOptions;
 use crate::repository::manifest::ArchiveRecord;
 use crate::repository::reader::ArchiveReader;
-use crate::services::{Check, RunContext, ServiceError};
+use crate::services::{Check, ErrorKind, RunContext, ServiceError};
 use crate::stack::ContainerRef;
 
 /// How an archive gets back into its service.
@@ -31,6 +31,9 @@ pub enum Way {
 ///
 /// Order: `preflight` for all, then per service either unpack → `prepare` → swap → start → `settle`, or
 /// start → `apply` → `settle`. `finish` for all once the whole stack is healthy, `rollback` for all when not.
+///
+/// What has a default is what files alone need: they are unpacked, swapped in, and that is all. An adapter that
+/// goes online has its own `apply` and `rollback`.
 #[async_trait]
 pub trait Restore: Send {
     fn name(&self) -> &str;
@@ -49,18 +52,26 @@ pub trait Restore: Send {
     /// Swap only: completes the staged directory (`recovery.signal`, removed `-wal` files) before it goes live.
     async fn prepare(
         &mut self,
-        staged: &Path,
-        record: &ArchiveRecord,
-        run: &RunContext,
-    ) -> Result<(), ServiceError>;
+        _staged: &Path,
+        _record: &ArchiveRecord,
+        _run: &RunContext,
+    ) -> Result<(), ServiceError> {
+        Ok(())
+    }
 
     /// Online only: brings the archive into the running service, beside what is there where it can.
     async fn apply(
         &mut self,
-        archive: ArchiveReader,
-        record: &ArchiveRecord,
-        run: &RunContext,
-    ) -> Result<(), ServiceError>;
+        _archive: ArchiveReader,
+        _record: &ArchiveRecord,
+        _run: &RunContext,
+    ) -> Result<(), ServiceError> {
+        Err(ServiceError::new(
+            self.name(),
+            ErrorKind::Setup,
+            "its files cannot be brought into a running server: they are swapped in while it is stopped",
+        ))
+    }
 
     /// Waits until the service is up and equal to the record, and removes what only recovery needed.
     async fn settle(
@@ -70,10 +81,14 @@ pub trait Restore: Send {
     ) -> Result<(), ServiceError>;
 
     /// Online only: puts back what `apply` replaced. Swap is rolled back by the swap itself.
-    async fn rollback(&mut self) -> Result<(), ServiceError>;
+    async fn rollback(&mut self) -> Result<(), ServiceError> {
+        Ok(())
+    }
 
     /// Drops what was kept for a rollback.
-    async fn finish(&mut self) -> Result<(), ServiceError>;
+    async fn finish(&mut self) -> Result<(), ServiceError> {
+        Ok(())
+    }
 }
 
 /// What a restore needs of the container engine.

@@ -74,6 +74,16 @@ pub struct PointInTime {
     pub coordinate: Option<String>,
 }
 
+impl PointInTime {
+    /// Of a service that has no coordinate of its own.
+    pub const fn at(at: Timestamp) -> Self {
+        Self {
+            at,
+            coordinate: None,
+        }
+    }
+}
+
 /// What an adapter tells the manifest about the service: versions, names, exact counts.
 ///
 /// `facts` is the adapter's own document; restore, drill and the shrink check read it again.
@@ -168,8 +178,10 @@ pub trait Service: Send {
     /// Bytes a first full backup would read, as far as it is cheap to know: for progress and space checks.
     async fn estimate(&self) -> u64;
 
-    /// Opens sessions and begins what must span the copy (`pg_backup_start`).
-    async fn hold(&mut self, run: &RunContext) -> Result<(), ServiceError>;
+    /// Opens sessions and begins what must span the copy (`pg_backup_start`); files alone need none.
+    async fn hold(&mut self, _run: &RunContext) -> Result<(), ServiceError> {
+        Ok(())
+    }
 
     /// Copies what may be copied while the service changes it.
     async fn copy(&mut self, archive: &mut ArchiveWriter) -> Result<(), ServiceError>;
@@ -180,8 +192,10 @@ pub trait Service: Send {
     /// Writes what belongs to that instant and reports what the archive holds.
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError>;
 
-    /// Undoes `hold` and `freeze` in the service.
-    async fn release(&mut self) -> Result<(), ServiceError>;
+    /// Undoes `hold` and `freeze` in the service, where they did anything there.
+    async fn release(&mut self) -> Result<(), ServiceError> {
+        Ok(())
+    }
 }
 
 /// Why an adapter failed: a sentence that names what failed, why, and what to do.

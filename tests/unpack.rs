@@ -404,10 +404,7 @@ async fn what_a_backup_holds_comes_back_the_same() {
     let notes = ArchiveNotes {
         kind: ServiceKind::Volume,
         container: None,
-        point: PointInTime {
-            at: jiff::Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
+        point: PointInTime::at(jiff::Timestamp::UNIX_EPOCH),
         report: ServiceReport {
             version: String::new(),
             counts: BTreeMap::new(),

@@ -8,9 +8,7 @@ use crate::archive::ArchiveWriter;
 use crate::archive::walk::{Rules, TreeCounts};
 use crate::services::support::archive_failed;
 use crate::services::volume::{skipped_warning, tree_bytes, tree_counts};
-use crate::services::{
-    Check, PointInTime, RunContext, Service, ServiceError, ServiceKind, ServiceReport,
-};
+use crate::services::{Check, PointInTime, Service, ServiceError, ServiceKind, ServiceReport};
 
 /// The rests of several trees.
 pub struct Rest {
@@ -62,10 +60,6 @@ impl Service for Rest {
         tokio::task::block_in_place(|| self.trees.iter().map(bytes).sum())
     }
 
-    async fn hold(&mut self, _run: &RunContext) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn copy(&mut self, archive: &mut ArchiveWriter) -> Result<(), ServiceError> {
         for (prefix, tree, rules) in &self.trees {
             let counts = tokio::task::block_in_place(|| archive.tree(prefix, &tree.root, rules))
@@ -79,10 +73,7 @@ impl Service for Rest {
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
-        Ok(PointInTime {
-            at: Timestamp::now(),
-            coordinate: None,
-        })
+        Ok(PointInTime::at(Timestamp::now()))
     }
 
     async fn drain(&mut self, _archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {
@@ -92,9 +83,5 @@ impl Service for Rest {
             facts: serde_json::json!({}),
             warnings: skipped_warning(&self.counts).into_iter().collect(),
         })
-    }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }

@@ -355,10 +355,7 @@ impl Service for N8n {
             self.page_bytes = tokio::task::block_in_place(|| sqlite::hot_copy(&original, &copy))
                 .map_err(|e| self.sqlite_failed(e))?;
         }
-        Ok(PointInTime {
-            at,
-            coordinate: None,
-        })
+        Ok(PointInTime::at(at))
     }
 
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {

@@ -327,10 +327,7 @@ impl Service for Ollama {
         self.compare_with_server().await?;
         let at = Timestamp::now();
         self.names = self.place.library.names().map_err(|e| self.failed(e))?;
-        Ok(PointInTime {
-            at,
-            coordinate: None,
-        })
+        Ok(PointInTime::at(at))
     }
 
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {
@@ -373,10 +370,6 @@ impl Service for Ollama {
                 .map_err(|e| ServiceError::new(&self.name, ErrorKind::Damaged, e.to_string()))?,
             warnings: std::mem::take(&mut self.warnings),
         })
-    }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }
 

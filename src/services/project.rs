@@ -183,19 +183,12 @@ impl Service for Project {
         self.files().unwrap_or_default().iter().map(size).sum()
     }
 
-    async fn hold(&mut self, _run: &RunContext) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn copy(&mut self, _archive: &mut ArchiveWriter) -> Result<(), ServiceError> {
         Ok(())
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
-        Ok(PointInTime {
-            at: Timestamp::now(),
-            coordinate: None,
-        })
+        Ok(PointInTime::at(Timestamp::now()))
     }
 
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {
@@ -222,10 +215,6 @@ impl Service for Project {
             facts: serde_json::json!({ "files": files }),
             warnings,
         })
-    }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }
 
@@ -308,15 +297,6 @@ impl Restore for ProjectRestore {
             "the directory is mounted read-only: its files stay as they are (`export` shows the backed-up ones)"
         };
         vec![Check::good(format!("{}: files", self.name), found)]
-    }
-
-    async fn prepare(
-        &mut self,
-        _staged: &Path,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
     }
 
     async fn apply(

@@ -219,10 +219,7 @@ impl Service for Qdrant {
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
         self.frozen_at = Timestamp::now();
         self.freeze_all().await?;
-        Ok(PointInTime {
-            at: self.frozen_at,
-            coordinate: None,
-        })
+        Ok(PointInTime::at(self.frozen_at))
     }
 
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {

@@ -16,7 +16,6 @@ use crate::archive::ArchiveWriter;
 use crate::archive::walk::{Rules, TreeCounts, walk};
 use crate::config::Config;
 use crate::repository::manifest::ArchiveRecord;
-use crate::repository::reader::ArchiveReader;
 use crate::restore::{Restore, Way};
 use crate::stack::StackService;
 
@@ -106,10 +105,6 @@ impl Service for Volume {
         tokio::task::block_in_place(|| tree_bytes(&self.root, &self.rules))
     }
 
-    async fn hold(&mut self, _run: &RunContext) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn copy(&mut self, archive: &mut ArchiveWriter) -> Result<(), ServiceError> {
         self.began = Some(Timestamp::now());
         self.counts = tokio::task::block_in_place(|| archive.tree("", &self.root, &self.rules))
@@ -119,10 +114,7 @@ impl Service for Volume {
 
     /// The instant the copy began: everything written before is in it.
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
-        Ok(PointInTime {
-            at: self.began.unwrap_or_else(Timestamp::now),
-            coordinate: None,
-        })
+        Ok(PointInTime::at(self.began.unwrap_or_else(Timestamp::now)))
     }
 
     async fn drain(&mut self, _archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {
@@ -132,10 +124,6 @@ impl Service for Volume {
             facts: serde_json::json!({}),
             warnings: skipped_warning(&self.counts).into_iter().collect(),
         })
-    }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }
 
@@ -167,37 +155,11 @@ impl Restore for VolumeRestore {
         )]
     }
 
-    async fn prepare(
-        &mut self,
-        _staged: &Path,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn apply(
-        &mut self,
-        _archive: ArchiveReader,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn settle(
         &mut self,
         _record: &ArchiveRecord,
         _run: &RunContext,
     ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn rollback(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn finish(&mut self) -> Result<(), ServiceError> {
         Ok(())
     }
 }

@@ -419,10 +419,7 @@ fn backup(dir: &Path) -> Manifest {
         let notes = ArchiveNotes {
             kind,
             container: None,
-            point: PointInTime {
-                at: Timestamp::UNIX_EPOCH,
-                coordinate: None,
-            },
+            point: PointInTime::at(Timestamp::UNIX_EPOCH),
             report: ServiceReport {
                 version: "1".to_owned(),
                 counts: BTreeMap::new(),

@@ -10,10 +10,7 @@ pub fn notes() -> ArchiveNotes {
     ArchiveNotes {
         kind: ServiceKind::Volume,
         container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
+        point: PointInTime::at(Timestamp::UNIX_EPOCH),
         report: ServiceReport {
             version: "1".into(),
             counts: BTreeMap::new(),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::*;
-use crate::repository::reader::ArchiveReader;
 use crate::services::{Check, PointInTime, RunContext, ServiceReport};
 use crate::stack::{Companion, CompanionRole};
 
@@ -26,29 +25,7 @@ impl Restore for OnlyWay {
     async fn preflight(&mut self, _: &ArchiveRecord) -> Vec<Check> {
         Vec::new()
     }
-    async fn prepare(
-        &mut self,
-        _: &Path,
-        _: &ArchiveRecord,
-        _: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-    async fn apply(
-        &mut self,
-        _: ArchiveReader,
-        _: &ArchiveRecord,
-        _: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
     async fn settle(&mut self, _: &ArchiveRecord, _: &RunContext) -> Result<(), ServiceError> {
-        Ok(())
-    }
-    async fn rollback(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
-    async fn finish(&mut self) -> Result<(), ServiceError> {
         Ok(())
     }
 }
@@ -129,10 +106,7 @@ fn record(kind: ServiceKind, name: &str) -> ArchiveRecord {
         name: name.to_owned(),
         kind,
         container: None,
-        point: PointInTime {
-            at: Timestamp::UNIX_EPOCH,
-            coordinate: None,
-        },
+        point: PointInTime::at(Timestamp::UNIX_EPOCH),
         report: ServiceReport {
             version: "17.6".to_owned(),
             counts: BTreeMap::new(),

@@ -17,7 +17,6 @@ use super::{Database, Environment, Facts, KEY_ENTRY, sqlite, version};
 use crate::config::Config;
 use crate::durable;
 use crate::repository::manifest::ArchiveRecord;
-use crate::repository::reader::ArchiveReader;
 use crate::restore::{Restore, Way};
 use crate::services::support::{Endpoint, check_writable, io_failed};
 use crate::services::{Check, ErrorKind, RunContext, ServiceError};
@@ -226,15 +225,6 @@ impl Restore for N8nRestore {
         })
     }
 
-    async fn apply(
-        &mut self,
-        _archive: ArchiveReader,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     /// `/healthz` answers while migrations still run: only `/healthz/readiness` counts.
     async fn settle(
         &mut self,
@@ -271,13 +261,5 @@ impl Restore for N8nRestore {
             }
             tokio::time::sleep(POLL).await;
         }
-    }
-
-    async fn rollback(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn finish(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }

@@ -391,10 +391,7 @@ impl Service for PostgresDump {
             });
         }
         held.at = Timestamp::now();
-        Ok(PointInTime {
-            at: held.at,
-            coordinate: None,
-        })
+        Ok(PointInTime::at(held.at))
     }
 
     async fn drain(&mut self, archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {

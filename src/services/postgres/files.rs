@@ -362,10 +362,6 @@ impl Service for PostgresFiles {
             warnings: warnings(found),
         })
     }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
 }
 
 fn warnings(found: &Found) -> Vec<String> {

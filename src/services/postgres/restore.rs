@@ -21,7 +21,6 @@ use super::{locate, server, tablespaces};
 use crate::archive::unpack::UnpackOptions;
 use crate::config::Config;
 use crate::repository::manifest::ArchiveRecord;
-use crate::repository::reader::ArchiveReader;
 use crate::restore::{Restore, Way};
 use crate::services::{Check, ErrorKind, RunContext, ServiceError};
 use crate::stack::StackService;
@@ -316,18 +315,6 @@ impl Restore for PostgresRestore {
     ) -> Result<(), ServiceError> {
         let facts = self.facts(record)?;
         tokio::task::block_in_place(|| self.complete(staged, &facts, run))
-    }
-
-    async fn apply(
-        &mut self,
-        _archive: ArchiveReader,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Err(self.access.error(
-            ErrorKind::Setup,
-            "a data directory cannot be restored into a running server",
-        ))
     }
 
     /// The settings are journalled here and not by `prepare`: until the swap the path names the present's

@@ -315,15 +315,6 @@ impl Restore for QdrantRestore {
         checks
     }
 
-    async fn prepare(
-        &mut self,
-        _staged: &Path,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn apply(
         &mut self,
         archive: ArchiveReader,

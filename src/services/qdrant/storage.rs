@@ -19,7 +19,6 @@ use crate::archive::ArchiveWriter;
 use crate::archive::walk::{Rules, TreeCounts};
 use crate::config::Config;
 use crate::repository::manifest::ArchiveRecord;
-use crate::repository::reader::ArchiveReader;
 use crate::restore::{Restore, Way};
 use crate::services::support::{archive_failed, check_writable, io_failed};
 use crate::services::volume::{skipped_warning, tree_bytes, tree_counts};
@@ -102,10 +101,6 @@ impl Service for QdrantStorage {
         tokio::task::block_in_place(|| tree_bytes(&self.root, &Rules::default()))
     }
 
-    async fn hold(&mut self, _run: &RunContext) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
     async fn copy(&mut self, archive: &mut ArchiveWriter) -> Result<(), ServiceError> {
         let rules = Rules::default();
         self.counts = tokio::task::block_in_place(|| archive.tree("", &self.root, &rules))
@@ -114,10 +109,7 @@ impl Service for QdrantStorage {
     }
 
     async fn freeze(&mut self) -> Result<PointInTime, ServiceError> {
-        Ok(PointInTime {
-            at: Timestamp::now(),
-            coordinate: None,
-        })
+        Ok(PointInTime::at(Timestamp::now()))
     }
 
     async fn drain(&mut self, _archive: &mut ArchiveWriter) -> Result<ServiceReport, ServiceError> {
@@ -139,10 +131,6 @@ impl Service for QdrantStorage {
                 .map_err(|e| ServiceError::new(&self.name, ErrorKind::Io, e.to_string()))?,
             warnings,
         })
-    }
-
-    async fn release(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }
 
@@ -215,25 +203,6 @@ impl Restore for QdrantStorageRestore {
         ]
     }
 
-    async fn prepare(
-        &mut self,
-        _staged: &Path,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn apply(
-        &mut self,
-        _archive: ArchiveReader,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        let message = "Qdrant's storage cannot be brought into a running server";
-        Err(ServiceError::new(&self.name, ErrorKind::Setup, message))
-    }
-
     async fn settle(
         &mut self,
         record: &ArchiveRecord,
@@ -256,13 +225,5 @@ impl Restore for QdrantStorageRestore {
             missing.join(", ")
         );
         Err(ServiceError::new(&self.name, ErrorKind::Damaged, message))
-    }
-
-    async fn rollback(&mut self) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    async fn finish(&mut self) -> Result<(), ServiceError> {
-        Ok(())
     }
 }

@@ -8,7 +8,6 @@
 //! Until the switch nobody's data is touched. Everything that is made is journalled before. Databases that the
 //! backup has not stay.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -303,15 +302,6 @@ impl Restore for PostgresDumpRestore {
             Err(err) => Check::bad(subject("tools"), err.message),
         });
         checks
-    }
-
-    async fn prepare(
-        &mut self,
-        _staged: &Path,
-        _record: &ArchiveRecord,
-        _run: &RunContext,
-    ) -> Result<(), ServiceError> {
-        Ok(())
     }
 
     async fn apply(

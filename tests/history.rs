@@ -1,6 +1,9 @@
 //! Many backups: what a host remembers of them spares reading, and changes no decision.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "history/wal.rs"]
+mod wal;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -12,6 +15,7 @@ use tempfile::TempDir;
 
 /// Longer than a file must be old to be remembered.
 const SETTLED: Duration = Duration::from_millis(3_300);
+const PASSPHRASE: &str = "correct horse battery staple";
 
 /// A data directory with one volume in it, a repository and a state directory.
 struct Place {
@@ -58,7 +62,7 @@ impl Place {
         command
             .env("DOCKER_HOST", "none")
             .env("PATH", "/usr/bin:/bin")
-            .env("AGE_PASSPHRASE", "correct horse battery staple")
+            .env("AGE_PASSPHRASE", PASSPHRASE)
             .env("BACKUP_KEEP_LAST", keep.to_string());
         // The newest of each period is the newest of all, whenever midnight is.
         for period in ["DAYS", "WEEKS", "MONTHS"] {

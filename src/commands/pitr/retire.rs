@@ -1,16 +1,24 @@
 //! Drops WAL that is older than any moment that is to be restored: it follows the base backups.
+//!
+//! Where those end is remembered ([`history`](crate::repository::history)), so that a night reads the manifests
+//! that are new. Before anything is dropped, the manifests of the backups are read again that recovery would
+//! begin with instead: one that was damaged since is no beginning.
+
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::spans::manifests;
 use crate::commands::{Context, Failure};
-use crate::repository::Repository;
+use crate::repository::history::Manifests;
 use crate::repository::manifest::Manifest;
 use crate::repository::wal::Stretch;
+use crate::repository::{Repository, RepositoryError};
 use crate::services::ServiceKind;
 use crate::services::postgres::pitr::target::Base;
 
+/// Its name tells its form: another one is due with every change of [`End`] or of what it is made from.
+const WHAT: &str = "wal-ends-1";
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
 /// What became of the stored WAL.
@@ -21,12 +29,20 @@ pub struct Retired {
 }
 
 /// Where a base backup ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct End {
     system: u64,
     timeline: u32,
     stop: u64,
     stopped: Timestamp,
+}
+
+/// What nothing needs, and why.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Decision<'s> {
+    drop: Vec<&'s Stretch>,
+    /// The backups that recovery begins with instead.
+    rests_on: BTreeSet<String>,
 }
 
 /// Drops what no moment of the last PITR_KEEP_DAYS needs; with `dry_run` only tells.
@@ -36,17 +52,14 @@ pub fn retire(
     dry_run: bool,
 ) -> Result<Retired, Failure> {
     let list = repository.wal().map_err(anyhow::Error::new)?;
-    let mut retired = Retired::default();
     if list.stretches.is_empty() {
-        return Ok(retired);
+        return Ok(Retired::default());
     }
-    let ends: Vec<End> = manifests(repository)?.iter().flat_map(ends).collect();
     let now = repository.vault().now().map_err(anyhow::Error::new)?;
     let oldest = now - DAY * i32::try_from(context.config.pitr.keep_days).unwrap_or(i32::MAX);
-    for stretch in &list.stretches {
-        if is_needed(stretch, &ends, oldest) {
-            continue;
-        }
+    let doomed = decide_well(context, repository, &list.stretches, oldest);
+    let mut retired = Retired::default();
+    for stretch in doomed.map_err(anyhow::Error::new)? {
         retired.stretches += 1;
         retired.bytes += stretch.end - stretch.start;
         if !dry_run {
@@ -57,6 +70,32 @@ pub fn retire(
         }
     }
     Ok(retired)
+}
+
+/// Decides by what is remembered, and anew when that turns out not to hold.
+fn decide_well<'s>(
+    context: &Context,
+    repository: &Repository,
+    stretches: &'s [Stretch],
+    oldest: Timestamp,
+) -> Result<Vec<&'s Stretch>, RepositoryError> {
+    let mut known = Manifests::load(repository, &context.config.state, WHAT, ends)?;
+    let mut decision = decide(stretches, &all_ends(&mut known)?, oldest);
+    if !decision.drop.is_empty() && !known.hold_true(decision.rests_on.iter().map(String::as_str)) {
+        decision = decide(stretches, &all_ends(&mut known)?, oldest);
+    }
+    known.save();
+    Ok(decision.drop)
+}
+
+/// Where the base backups end, by their ids; those that cannot be read are `verify`'s business.
+fn all_ends(known: &mut Manifests<'_, Vec<End>>) -> Result<Vec<(String, End)>, RepositoryError> {
+    let mut found = Vec::new();
+    for (id, ends) in known.of_all()? {
+        let ends = ends.unwrap_or_default();
+        found.extend(ends.into_iter().map(|end| (id.clone(), end)));
+    }
+    Ok(found)
 }
 
 fn ends(manifest: &Manifest) -> Vec<End> {
@@ -75,14 +114,32 @@ fn ends(manifest: &Manifest) -> Vec<End> {
         .collect()
 }
 
-/// Whether recovery to a moment since `oldest` could read it: the newest backup before that, or else the oldest
-/// one there is, is where such a recovery begins.
-fn is_needed(stretch: &Stretch, ends: &[End], oldest: Timestamp) -> bool {
-    let own = || ends.iter().filter(|end| end.system == stretch.system);
-    let before = own()
-        .filter(|end| end.stopped <= oldest)
-        .max_by_key(|end| end.stopped);
-    match before.or_else(|| own().min_by_key(|end| end.stopped)) {
+fn decide<'s>(stretches: &'s [Stretch], ends: &[(String, End)], oldest: Timestamp) -> Decision<'s> {
+    let mut decision = Decision::default();
+    for stretch in stretches {
+        let first = beginning(ends, stretch.system, oldest);
+        if is_needed(stretch, first.map(|(_, end)| end), oldest) {
+            continue;
+        }
+        decision.drop.push(stretch);
+        decision.rests_on.extend(first.map(|(id, _)| id.clone()));
+    }
+    decision
+}
+
+/// Where recovery of a cluster to a moment since `oldest` begins: the newest backup before that, or else the
+/// oldest one there is.
+fn beginning(ends: &[(String, End)], system: u64, oldest: Timestamp) -> Option<&(String, End)> {
+    let own = || ends.iter().filter(|(_, end)| end.system == system);
+    own()
+        .filter(|(_, end)| end.stopped <= oldest)
+        .max_by_key(|(_, end)| end.stopped)
+        .or_else(|| own().min_by_key(|(_, end)| end.stopped))
+}
+
+/// Whether recovery from its beginning on could read it.
+fn is_needed(stretch: &Stretch, first: Option<&End>, oldest: Timestamp) -> bool {
+    match first {
         Some(first) => {
             stretch.timeline > first.timeline
                 || (stretch.timeline == first.timeline && stretch.end > first.stop)
@@ -94,7 +151,7 @@ fn is_needed(stretch: &Stretch, ends: &[End], oldest: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
     use super::*;
 
@@ -121,6 +178,11 @@ mod tests {
         }
     }
 
+    /// Whether a stretch stays.
+    fn is_kept(stretch: Stretch, ends: &[(String, End)], oldest: Timestamp) -> bool {
+        decide(&[stretch], ends, oldest).drop.is_empty()
+    }
+
     #[test]
     fn wal_is_kept_from_the_newest_backup_before_the_time_that_is_promised() {
         let ends = [
@@ -128,8 +190,9 @@ mod tests {
             end(1, 200, 5),
             end(1, 300, 10),
             end(2, 400, 12),
-        ];
-        let kept = |s: Stretch, oldest| is_needed(&s, &ends, at(oldest));
+        ]
+        .map(|end| (format!("of {}", end.stop), end));
+        let kept = |s: Stretch, oldest| is_kept(s, &ends, at(oldest));
         // Promised from day 7 on: the backup of day 5 is where that begins.
         assert!(!kept(stretch(1, 150, 4), 7));
         assert!(!kept(stretch(1, 190, 4), 7));
@@ -143,16 +206,22 @@ mod tests {
         // Nothing is that old: the oldest backup.
         assert!(kept(stretch(1, 95, 0), -3));
         assert!(!kept(stretch(1, 85, 0), -3));
+        // What must hold for that.
+        let all = [stretch(1, 150, 4), stretch(1, 290, 9)];
+        let decision = decide(&all, &ends, at(7));
+        assert_eq!(decision.drop, [&all[0]]);
+        assert_eq!(decision.rests_on, ["of 200".to_owned()].into());
     }
 
     #[test]
     fn wal_without_any_backup_waits_for_the_first() {
-        assert!(is_needed(&stretch(1, 0, 5), &[], at(3)));
-        assert!(!is_needed(&stretch(1, 0, 2), &[], at(3)));
+        assert!(is_kept(stretch(1, 0, 5), &[], at(3)));
+        assert!(!is_kept(stretch(1, 0, 2), &[], at(3)));
         let other = End {
             system: 8,
             ..end(1, 1000, 9)
         };
-        assert!(is_needed(&stretch(1, 0, 5), &[other], at(3)));
+        let other = [("other".to_owned(), other)];
+        assert!(is_kept(stretch(1, 0, 5), &other, at(3)));
     }
 }

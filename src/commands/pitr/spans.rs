@@ -88,7 +88,7 @@ pub fn reaches(
 }
 
 /// The newest first; those that cannot be read are `verify`'s business.
-pub(super) fn manifests(repository: &Repository) -> Result<Vec<Manifest>, Failure> {
+fn manifests(repository: &Repository) -> Result<Vec<Manifest>, Failure> {
     let ids = repository.backups().map_err(anyhow::Error::new)?;
     let read = ids.iter().rev().map(|id| repository.manifest(id));
     Ok(read.filter_map(Result::ok).collect())

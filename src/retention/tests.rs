@@ -22,6 +22,11 @@ fn none() -> RetentionPolicy {
     }
 }
 
+/// In UTC, and nobody agreed to a shrink.
+fn decide_at(policy: &RetentionPolicy, backups: &[Candidate], now: &str) -> Decision {
+    decide(policy, backups, None, at(now), &TimeZone::UTC)
+}
+
 fn kept(decision: &Decision) -> Vec<&str> {
     decision.keep.iter().map(|(id, _)| id.as_str()).collect()
 }
@@ -36,13 +41,7 @@ fn the_newest_backup_stays_whatever_the_policy_says() {
         backup("2026-01-01T03:00:00Z"),
         backup("2026-01-02T03:00:00Z"),
     ];
-    let decision = decide(
-        &policy,
-        &old,
-        None,
-        at("2026-11-22T00:00:00Z"),
-        &TimeZone::UTC,
-    );
+    let decision = decide_at(&policy, &old, "2026-11-22T00:00:00Z");
     assert_eq!(kept(&decision), ["2026-01-02T03:00:00Z"]);
 }
 
@@ -53,15 +52,9 @@ fn without_any_rule_everything_stays() {
         backup("2026-01-02T03:00:00Z"),
     ];
     assert!(
-        decide(
-            &none(),
-            &old,
-            None,
-            at("2026-11-22T00:00:00Z"),
-            &TimeZone::UTC
-        )
-        .drop
-        .is_empty()
+        decide_at(&none(), &old, "2026-11-22T00:00:00Z")
+            .drop
+            .is_empty()
     );
 }
 
@@ -82,13 +75,7 @@ fn days_weeks_and_months_keep_the_newest_of_each_that_has_any() {
         "2026-11-20T03:00:00Z",
     ];
     let backups: Vec<_> = all.iter().map(|t| backup(t)).collect();
-    let decision = decide(
-        &policy,
-        &backups,
-        None,
-        at("2026-11-22T00:00:00Z"),
-        &TimeZone::UTC,
-    );
+    let decision = decide_at(&policy, &backups, "2026-11-22T00:00:00Z");
     assert_eq!(
         kept(&decision),
         [
@@ -113,15 +100,9 @@ fn a_late_run_does_not_cost_a_day_and_missed_days_cost_nothing() {
     .map(backup)
     .into();
     assert!(
-        decide(
-            &policy,
-            &backups,
-            None,
-            at("2026-11-22T00:00:00Z"),
-            &TimeZone::UTC
-        )
-        .drop
-        .is_empty()
+        decide_at(&policy, &backups, "2026-11-22T00:00:00Z")
+            .drop
+            .is_empty()
     );
 }
 
@@ -141,27 +122,15 @@ fn days_are_those_of_the_time_zone() {
         ..none()
     };
     assert_eq!(
-        decide(
-            &policy,
-            &backups,
-            None,
-            at("2026-11-20T00:00:00Z"),
-            &TimeZone::UTC
-        )
-        .keep
-        .len(),
+        decide_at(&policy, &backups, "2026-11-20T00:00:00Z")
+            .keep
+            .len(),
         1
     );
     assert_eq!(
-        decide(
-            &both,
-            &backups,
-            None,
-            at("2026-11-20T00:00:00Z"),
-            &TimeZone::UTC
-        )
-        .keep
-        .len(),
+        decide_at(&both, &backups, "2026-11-20T00:00:00Z")
+            .keep
+            .len(),
         1
     );
     assert_eq!(
@@ -185,8 +154,8 @@ fn damaged_backups_take_no_good_ones_place_and_go_in_their_turn() {
         ..backup(day)
     };
     let decided = |backups: &[Candidate]| {
-        let now = at("2026-11-20T00:00:00Z");
-        let mut decision = decide(&policy, backups, None, now, &TimeZone::UTC);
+        let now = "2026-11-20T00:00:00Z";
+        let mut decision = decide_at(&policy, backups, now);
         assert_eq!(decision.frozen, None);
         decision.drop.sort();
         decision.drop
@@ -207,12 +176,10 @@ fn damaged_backups_take_no_good_ones_place_and_go_in_their_turn() {
         within_days: Some(1),
         ..none()
     };
-    let decision = decide(
+    let decision = decide_at(
         &daily,
         &[damaged(first), backup(second)],
-        None,
-        at("2026-11-20T00:00:00Z"),
-        &TimeZone::UTC,
+        "2026-11-20T00:00:00Z",
     );
     assert_eq!(&decision.drop, std::slice::from_ref(first));
     assert_eq!(decision.keep.len(), 1);
@@ -228,20 +195,13 @@ fn a_backup_that_shrank_or_lost_counts_freezes_retention() {
         counts: BTreeMap::from([("qdrant: points".to_owned(), 100)]),
         ..backup("2026-11-19T03:00:00Z")
     };
-    let now = at("2026-11-22T00:00:00Z");
+    let now = "2026-11-22T00:00:00Z";
     let good = Candidate {
         counts: old.counts.clone(),
         ..backup("2026-11-20T03:00:00Z")
     };
     assert_eq!(
-        decide(
-            &policy,
-            &[old.clone(), good.clone()],
-            None,
-            now,
-            &TimeZone::UTC
-        )
-        .drop,
+        decide_at(&policy, &[old.clone(), good.clone()], now).drop,
         ["2026-11-19T03:00:00Z"]
     );
     let small = Candidate {
@@ -253,7 +213,7 @@ fn a_backup_that_shrank_or_lost_counts_freezes_retention() {
         ..good
     };
     for bad in [small, emptied] {
-        let decision = decide(&policy, &[old.clone(), bad], None, now, &TimeZone::UTC);
+        let decision = decide_at(&policy, &[old.clone(), bad], now);
         assert!(
             decision.drop.is_empty() && decision.frozen.is_some(),
             "{decision:?}"
@@ -276,8 +236,8 @@ fn a_freeze_lasts_until_a_person_agrees() {
         small("2026-11-19T03:00:00Z"),
         small("2026-11-20T03:00:00Z"),
     ];
-    let now = at("2026-11-22T00:00:00Z");
-    let decision = decide(&policy, &backups, None, now, &TimeZone::UTC);
+    let now = "2026-11-22T00:00:00Z";
+    let decision = decide_at(&policy, &backups, now);
     assert!(
         decision.drop.is_empty() && decision.frozen.is_some(),
         "{decision:?}"
@@ -286,7 +246,7 @@ fn a_freeze_lasts_until_a_person_agrees() {
         &policy,
         &backups,
         Some("2026-11-19T03:00:00Z"),
-        now,
+        at(now),
         &TimeZone::UTC,
     );
     assert_eq!(
@@ -307,13 +267,7 @@ fn backups_from_the_future_are_kept_and_take_nobodys_place() {
         "2026-11-19T03:00:00Z",
     ]
     .map(backup);
-    let decision = decide(
-        &policy,
-        &backups,
-        None,
-        at("2026-11-22T00:00:00Z"),
-        &TimeZone::UTC,
-    );
+    let decision = decide_at(&policy, &backups, "2026-11-22T00:00:00Z");
     assert_eq!(
         kept(&decision),
         ["2026-11-20T03:00:00Z", "2027-06-01T03:00:00Z"]

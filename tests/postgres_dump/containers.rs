@@ -115,6 +115,14 @@ impl Drop for Container {
     }
 }
 
+/// Takes the one small table back into its place.
+fn take_few_back(place: &Place, container: &Container) {
+    let few = request("app", &["few"], Target::Replace);
+    let done = place.extract(&container.stack(), &[ENGINE], &few).unwrap();
+    assert_eq!(done.tables, ["public.few"]);
+    assert_eq!(container.number("app", "SELECT count(*) FROM few"), 7);
+}
+
 fn throwaways() -> String {
     cluster::run(Command::new("docker").args(["ps", "-aq", "--filter", "label=lifeboat.spare"]))
 }
@@ -141,15 +149,7 @@ fn a_server_in_a_container_is_dumped_and_restored_by_its_own_tools() {
     app.batch_execute("DELETE FROM rows WHERE n > 5; DROP TABLE few")
         .unwrap();
 
-    let done = place
-        .extract(
-            &stack,
-            &[ENGINE],
-            &request("app", &["few"], Target::Replace),
-        )
-        .unwrap();
-    assert_eq!(done.tables, ["public.few"]);
-    assert_eq!(container.number("app", "SELECT count(*) FROM few"), 7);
+    take_few_back(&place, &container);
     assert_eq!(container.number("app", "SELECT count(*) FROM rows"), 5);
     place
         .extract(&stack, &[ENGINE], &request("app", &[], Target::Replace))
@@ -207,15 +207,7 @@ fn a_table_comes_out_of_a_physical_backup_through_a_container() {
     let mut app = container.connect("app").unwrap();
     app.batch_execute("DROP TABLE few; DELETE FROM rows")
         .unwrap();
-    let done = place
-        .extract(
-            &stack,
-            &[ENGINE],
-            &request("app", &["few"], Target::Replace),
-        )
-        .unwrap();
-    assert_eq!(done.tables, ["public.few"]);
-    assert_eq!(container.number("app", "SELECT count(*) FROM few"), 7);
+    take_few_back(&place, &container);
     let done = place
         .extract(&stack, &[ENGINE], &request("app", &[], Target::Beside))
         .unwrap();

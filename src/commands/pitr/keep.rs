@@ -105,7 +105,7 @@ impl Keeper {
         for capture in &mut self.captures {
             match capture.step().await {
                 Ok(Some(step)) => {
-                    note::good(&context.config.state, &step);
+                    note::good_if_due(&context.config.state, &step);
                     if (step.is_new || step.gap.is_some())
                         && !spans::reaches(context, &repository, &step)?
                     {

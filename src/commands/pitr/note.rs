@@ -13,7 +13,7 @@ use crate::services::postgres::pitr::capture::Step;
 use crate::services::postgres::pitr::guard::Kept;
 use crate::services::postgres::wal::Lsn;
 
-/// While all is well the note is written anew this often.
+/// While nothing new is stored, and all is well, the note is written anew this often.
 const ANEW_EVERY: Duration = Duration::from_secs(20);
 /// A server that restarts, or a network that hiccups, is no trouble yet.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -42,11 +42,34 @@ pub struct Failing {
     pub why: String,
 }
 
-/// Notes what a step stored.
+/// Notes what a step found.
 pub fn good(state: &Path, step: &Step) {
     let before = read(&path(state, &step.service));
+    write(state, &after(step, before.as_ref()));
+}
+
+/// Notes what one of many steps found: at once when it stored something or anything is new, else now and then.
+pub fn good_if_due(state: &Path, step: &Step) {
+    let before = read(&path(state, &step.service));
+    let note = after(step, before.as_ref());
+    let is_young = before.is_some_and(|before| {
+        let age = Duration::try_from(note.noted.duration_since(before.noted)).unwrap_or(ANEW_EVERY);
+        let same = Note {
+            until: note.until,
+            end: note.end.clone(),
+            noted: note.noted,
+            ..before
+        };
+        age < ANEW_EVERY && same == note
+    });
+    if step.stored_bytes > 0 || !is_young {
+        write(state, &note);
+    }
+}
+
+fn after(step: &Step, before: Option<&Note>) -> Note {
     let now = Timestamp::now();
-    let note = Note {
+    Note {
         service: step.service.clone(),
         until: Some(step.until),
         end: Some(Lsn(step.end).to_string()),
@@ -59,20 +82,7 @@ pub fn good(state: &Path, step: &Step) {
         gap: step
             .gap
             .map(|gap| (now, format!("{} to {}", Lsn(gap.from), Lsn(gap.to))))
-            .or_else(|| before.as_ref().and_then(|before| before.gap.clone())),
-    };
-    let is_young = before.is_some_and(|before| {
-        let age = Duration::try_from(now.duration_since(before.noted)).unwrap_or(ANEW_EVERY);
-        let same = Note {
-            until: note.until,
-            end: note.end.clone(),
-            noted: note.noted,
-            ..before
-        };
-        age < ANEW_EVERY && same == note
-    });
-    if !is_young {
-        write(state, &note);
+            .or_else(|| before.and_then(|before| before.gap.clone())),
     }
 }
 
@@ -203,6 +213,47 @@ mod tests {
 
     use super::*;
     use jiff::ToSpan;
+
+    #[test]
+    fn what_is_stored_is_said_at_once_and_that_nothing_is_now_and_then() {
+        let state = tempfile::tempdir().unwrap();
+        let step = |second: i64, stored_bytes| Step {
+            service: "db".to_owned(),
+            system: 7,
+            timeline: 1,
+            end: 0x500_0000,
+            until: Timestamp::from_second(second).unwrap(),
+            stored_bytes,
+            kept: Kept::Slot {
+                restart: 0,
+                safe_bytes: None,
+            },
+            gap: None,
+            is_new: false,
+        };
+        let until = || {
+            let [note] = all(state.path()).try_into().unwrap();
+            note.until.unwrap().as_second()
+        };
+        for (second, stored_bytes, said) in [(10, 0, 10), (20, 0, 10), (30, 8, 30), (40, 0, 30)] {
+            good_if_due(state.path(), &step(second, stored_bytes));
+            assert_eq!(until(), said, "at {second}");
+        }
+        // Somebody asked.
+        good(state.path(), &step(50, 0));
+        assert_eq!(until(), 50);
+        // Another state of things is said at once.
+        let why = "no right to it".to_owned();
+        let kept = Kept::Nothing { why };
+        good_if_due(
+            state.path(),
+            &Step {
+                kept,
+                ..step(60, 0)
+            },
+        );
+        assert_eq!(until(), 60);
+    }
 
     #[test]
     fn a_failure_is_trouble_when_it_lasts() {

@@ -293,7 +293,7 @@ impl Undoing<'_> {
             .find(|s| s.name == service)
             .ok_or_else(|| {
                 format!(
-                    "cannot undo {what}: service {service} is not in the stack now. Start it, and see that                      LIFEBOAT_SERVICES, QDRANT_URL or POSTGRES_HOST name it"
+                    "cannot undo {what}: service {service} is not in the stack now. Start it, and see that LIFEBOAT_SERVICES, QDRANT_URL or POSTGRES_HOST name it"
                 )
             })
     }
@@ -314,7 +314,7 @@ impl Undoing<'_> {
         let Some(engine) = self.engine else {
             return match stopped.first() {
                 Some(container) => Err(format!(
-                    "container {} may be using it, and without the Docker API it cannot be stopped. Mount the                      Docker socket again",
+                    "container {} may be using it, and without the Docker API it cannot be stopped. Mount the Docker socket again",
                     container.name
                 )),
                 // A restore without the Docker API: whoever ran it has stopped the service.

@@ -1,18 +1,17 @@
 //! Undoes what an interrupted run left, at the next start, newest first.
 
+mod containers;
+mod obligations;
+
 use std::io;
-use std::path::Path;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::engine::{Engine, EngineErrorKind};
+use super::engine::Engine;
 use super::journal::{Entry, Journal, Obligation};
-use super::{ContainerRef, Stack, StackService};
+use super::{ContainerRef, Stack};
 use crate::config::Config;
 use crate::durable;
-use crate::restore::swap;
-use crate::services::{postgres, qdrant};
+use containers::start;
+use obligations::Undoing;
 
 /// What came of it, one sentence an obligation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,11 +22,6 @@ pub struct Undone {
     /// Of these, those that leave a service's data half restored: nothing may be backed up or restored.
     pub open_data: Vec<String>,
 }
-
-/// How long a started container may take to become healthy before the next one is started all the same.
-const HEALTHY_WITHIN: Duration = Duration::from_mins(1);
-/// A database may have much to write when it is stopped.
-const STOP_GRACE: Duration = Duration::from_secs(90);
 
 /// Undoes every pending obligation; for whoever holds the state directory's lock.
 ///
@@ -145,240 +139,11 @@ impl Broken {
     }
 }
 
-/// What undoing needs.
-struct Undoing<'a> {
-    config: &'a Config,
-    journal: &'a Journal,
-    engine: Option<&'a Engine>,
-    stack: &'a Stack,
-}
-
-impl Undoing<'_> {
-    async fn undo(&self, entry: &Entry) -> Result<String, String> {
-        match &entry.obligation {
-            Obligation::Stopped { container } => start(self.engine, container).await,
-            Obligation::QdrantSnapshot {
-                service,
-                collection,
-                before,
-            } => {
-                let what = format!("what is left of a Qdrant snapshot of {collection}");
-                let found = self.service(service, &what)?;
-                qdrant::undo_snapshot(self.config, found, collection, before)
-                    .await
-                    .map_err(|err| format!("cannot delete {what}: {err}"))?;
-                Ok(format!("deleted {what}"))
-            }
-            Obligation::QdrantCollection {
-                service,
-                collection,
-            } => {
-                let what = format!("the temporary collection {collection}");
-                let found = self.service(service, &what)?;
-                qdrant::undo_collection(self.config, found, collection)
-                    .await
-                    .map_err(|err| format!("cannot delete {what}: {err}"))?;
-                Ok(format!("deleted {what}"))
-            }
-            Obligation::QdrantReplaced {
-                service,
-                collection,
-                previous,
-                aliases,
-            } => {
-                let is_committed =
-                    swap::is_committed(self.journal, &entry.run_id).map_err(|err| {
-                        format!("cannot tell whether the restore of {service} is complete: {err}")
-                    })?;
-                if is_committed {
-                    return Ok(format!("kept the restored collection {collection}"));
-                }
-                let what = format!("collection {collection} as it was before a restore");
-                let found = self.service(service, &what)?;
-                let previous = previous.as_ref();
-                qdrant::undo_replaced(self.config, found, collection, previous, aliases)
-                    .await
-                    .map_err(|err| format!("cannot put back {what}: {err}"))?;
-                Ok(format!("put back {what}"))
-            }
-            Obligation::Swap {
-                service,
-                root,
-                staging,
-                kept,
-            } => {
-                let failed = |why: String| {
-                    format!(
-                        "cannot put back the data of {service} in {}: {why}",
-                        root.display()
-                    )
-                };
-                self.stop_users(entry, service).await.map_err(failed)?;
-                let (at, from, to) = (root.clone(), staging.clone(), kept.clone());
-                tokio::task::spawn_blocking(move || swap::undo(&at, &from, &to))
-                    .await
-                    .map_err(|err| failed(err.to_string()))?
-                    .map_err(|err| failed(err.to_string()))?;
-                Ok(format!(
-                    "ended the restore of {service} in {}",
-                    root.display()
-                ))
-            }
-            Obligation::FileContent { path, original } => {
-                let shown = path.display();
-                if !path.parent().is_some_and(Path::is_dir) {
-                    return Ok(format!("{shown} is gone with its directory"));
-                }
-                // Only what still has our settings in it: after a rollback the path names the present's own file.
-                let current = match std::fs::read_to_string(path) {
-                    Ok(text) => text,
-                    Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
-                    Err(err) => return Err(format!("cannot read {shown}: {err}")),
-                };
-                if !postgres::holds_recovery_settings(&current) {
-                    return Ok(format!("{shown} has nothing of a restore in it"));
-                }
-                let is_committed =
-                    swap::is_committed(self.journal, &entry.run_id).map_err(|err| {
-                        format!("cannot tell whether the restore of {shown} is complete: {err}")
-                    })?;
-                if is_committed && path.with_file_name("recovery.signal").exists() {
-                    return Err(format!(
-                        "{shown} still holds recovery's settings, and recovery is not over: start the server, and \
-                         they are removed at the next start of lifeboat"
-                    ));
-                }
-                match original {
-                    Some(text) => durable::write_like(path, text.as_bytes()),
-                    None => durable::remove(path).map(|_| ()),
-                }
-                .map_err(|err| format!("cannot put back {shown}: {err}"))?;
-                Ok(format!("put back {shown}"))
-            }
-            Obligation::PostgresSessions { .. }
-            | Obligation::PostgresDatabase { .. }
-            | Obligation::PostgresSwitched { .. }
-            | Obligation::PostgresGlobals { .. }
-            | Obligation::PostgresThrowaway { .. } => self.postgres(entry).await,
-        }
-    }
-
-    async fn postgres(&self, entry: &Entry) -> Result<String, String> {
-        use postgres::undo;
-        let what = undo::what(&entry.obligation);
-        let failed = |err: &dyn std::fmt::Display| format!("cannot undo {what}: {err}");
-        if let Obligation::PostgresThrowaway {
-            directory,
-            container,
-        } = &entry.obligation
-        {
-            undo::undo_throwaway(self.engine, directory, container.as_deref())
-                .await
-                .map_err(|err| failed(&err))?;
-            return Ok(format!("removed {what}"));
-        }
-        let name = undo::service_of(&entry.obligation).unwrap_or_default();
-        let service = self.service(name, &what)?;
-        let is_committed =
-            swap::is_committed(self.journal, &entry.run_id).map_err(|err| failed(&err))?;
-        undo::undo(self.config, service, &entry.obligation, is_committed)
-            .await
-            .map_err(|err| failed(&err))
-    }
-
-    fn service(&self, service: &str, what: &str) -> Result<&StackService, String> {
-        self.stack
-            .services
-            .iter()
-            .find(|s| s.name == service)
-            .ok_or_else(|| {
-                format!(
-                    "cannot undo {what}: service {service} is not in the stack now. Start it, and see that LIFEBOAT_SERVICES, QDRANT_URL or POSTGRES_HOST name it"
-                )
-            })
-    }
-
-    /// Stops the containers that may use a swapped directory: a killed restore may have started them already.
-    async fn stop_users(&self, swap: &Entry, service: &str) -> Result<(), String> {
-        let entries = self.journal.entries().map_err(|err| err.to_string())?;
-        // In the order they were stopped in: oldest first.
-        let stopped: Vec<&ContainerRef> = entries
-            .iter()
-            .rev()
-            .filter(|entry| entry.run_id == swap.run_id)
-            .filter_map(|entry| match &entry.obligation {
-                Obligation::Stopped { container } => Some(container),
-                _ => None,
-            })
-            .collect();
-        let Some(engine) = self.engine else {
-            return match stopped.first() {
-                Some(container) => Err(format!(
-                    "container {} may be using it, and without the Docker API it cannot be stopped. Mount the Docker socket again",
-                    container.name
-                )),
-                // A restore without the Docker API: whoever ran it has stopped the service.
-                None => Ok(()),
-            };
-        };
-        for container in &stopped {
-            stop(engine, container).await?;
-        }
-        let owner = self
-            .stack
-            .services
-            .iter()
-            .find(|s| s.name == service)
-            .and_then(|s| s.container.as_ref())
-            .filter(|owner| owner.running && !stopped.iter().any(|c| c.id == owner.id));
-        if let Some(owner) = owner {
-            let obligation = Obligation::Stopped {
-                container: owner.clone(),
-            };
-            self.journal
-                .record(&swap.run_id, &obligation)
-                .map_err(|err| err.to_string())?;
-            stop(engine, owner).await?;
-        }
-        Ok(())
-    }
-}
-
-async fn stop(engine: &Engine, container: &ContainerRef) -> Result<(), String> {
-    let grace = Duration::from_secs(container.stop_timeout.unwrap_or(0)).max(STOP_GRACE);
-    match engine.stop(&container.id, grace).await {
-        Err(err) if err.kind != EngineErrorKind::NoSuchContainer => Err(err.to_string()),
-        _ => Ok(()),
-    }
-}
-
-async fn start(engine: Option<&Engine>, container: &ContainerRef) -> Result<String, String> {
-    let name = &container.name;
-    let Some(engine) = engine else {
-        return Err(format!(
-            "container {name} was stopped and cannot be started without the Docker API: docker start {name}"
-        ));
-    };
-    match engine.start(&container.id).await {
-        Ok(()) => {}
-        Err(err) if err.kind == EngineErrorKind::NoSuchContainer => {
-            return Ok(format!(
-                "container {name} was stopped and has been removed since: nothing to start"
-            ));
-        }
-        Err(err) => return Err(err.to_string()),
-    }
-    // The next container may need this one: n8n exits when its database does not answer.
-    let deadline = Instant::now() + HEALTHY_WITHIN;
-    Ok(match engine.wait_healthy(&container.id, deadline).await {
-        Ok(()) => format!("started container {name} again"),
-        Err(err) => format!("started container {name} again, but {err}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use std::path::Path;
 
     use super::*;
 

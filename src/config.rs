@@ -1,6 +1,6 @@
 //! The configuration: the only reader of the environment.
 //!
-//! Every variable is defined once in [`VARIABLES`]: the parser, `NAME_FILE`, the README's table and the
+//! Every variable is defined once ([`Variable::all`]): the parser, `NAME_FILE`, the README's table and the
 //! hint for a misspelt name all come from there. All mistakes are reported at once.
 
 mod parse;
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::repository::keys::Keys;
 
 pub use place::RepositoryPlace;
-pub use variables::{VARIABLES, Variable, markdown_table};
+pub use variables::{Variable, markdown_table};
 
 /// Everything the program was told, parsed and checked.
 #[derive(Debug, Clone)]

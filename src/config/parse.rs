@@ -14,11 +14,11 @@ use serde::Deserialize;
 
 use super::{
     Config, ConfigError, N8nConfig, OllamaConfig, PostgresConfig, PostgresMode, QdrantConfig,
-    RepositoryPlace, RetentionPolicy, Schedule, Secret, VARIABLES,
+    RepositoryPlace, RetentionPolicy, Schedule, Secret, Variable,
 };
 use crate::repository::keys::Keys;
 
-/// The environment as text, one field a variable of [`VARIABLES`]; envy fills it.
+/// The environment as text, one field a variable of [`Variable::all`]; envy fills it.
 #[derive(Debug, Deserialize)]
 struct Raw {
     lifeboat_repository: Option<String>,
@@ -260,7 +260,7 @@ fn words(list: Option<&str>) -> Vec<String> {
 
 /// Replaces `NAME_FILE` by the file's content and an alias by the name it stands for.
 fn resolve_names(vars: &mut BTreeMap<String, String>, mistakes: &mut Mistakes) {
-    for variable in VARIABLES {
+    for variable in Variable::all() {
         for name in [Some(variable.name), variable.alias].into_iter().flatten() {
             let file_name = format!("{name}_FILE");
             let Some(path) = vars.remove(&file_name).filter(|p| !p.is_empty()) else {
@@ -302,9 +302,7 @@ fn resolve_names(vars: &mut BTreeMap<String, String>, mistakes: &mut Mistakes) {
 /// Names that look like ours but are not: a typo must not silently mean "default".
 fn misspelt(vars: &BTreeMap<String, String>) -> Vec<String> {
     let known = |name: &str| {
-        VARIABLES
-            .iter()
-            .any(|v| v.name == name || v.alias == Some(name))
+        Variable::all().any(|v| v.name == name || v.alias == Some(name))
             || super::variables::COMPOSE_VARIABLES
                 .iter()
                 .any(|(v, ..)| *v == name)
@@ -314,8 +312,7 @@ fn misspelt(vars: &BTreeMap<String, String>) -> Vec<String> {
             (name.starts_with("LIFEBOAT_") || name.starts_with("BACKUP_")) && !known(name)
         })
         .map(|name| {
-            let nearest = VARIABLES
-                .iter()
+            let nearest = Variable::all()
                 .min_by_key(|v| distance(v.name, name))
                 .filter(|v| distance(v.name, name) <= 4);
             match nearest {
@@ -348,8 +345,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 impl Mistakes {
     fn wrong(&mut self, name: &str, value: &str, fault: &str) {
-        let example = VARIABLES
-            .iter()
+        let example = Variable::all()
             .find(|v| v.name == name)
             .map_or("", |v| v.example);
         self.0.push(format!(

@@ -157,8 +157,8 @@ async fn the_sidecar_finds_itself_and_its_stack() {
         [("flows-worker", "worker"), ("import", "one-shot")]
     );
     assert_eq!(
-        seen["stop_order"],
-        json!(["flows-worker", "flows", "vectors", "db", "uploads"])
+        seen["start_order"],
+        json!(["uploads", "db", "vectors", "flows", "flows-worker"])
     );
 }
 
@@ -192,13 +192,13 @@ fn tell(stack: &Stack) -> Value {
                    "container": s.container})
         })
         .collect();
-    let stop_order: Vec<_> = stack.dependents_first().iter().map(|m| m.name).collect();
+    let start_order: Vec<_> = stack.dependencies_first().iter().map(|m| m.name).collect();
     json!({
         "project": stack.project,
         "warnings": stack.warnings,
         "services": services,
         "companions": stack.companions,
-        "stop_order": stop_order,
+        "start_order": start_order,
     })
 }
 

@@ -350,7 +350,7 @@ fn assemble(
     services: Vec<PlannedService>,
     mut notes: Vec<String>,
 ) -> Plan {
-    let members = order::members(stack);
+    let members = stack.dependencies_first();
     let affected = order::affected(&members, &services);
     let mut start: Vec<_> = affected
         .iter()
@@ -359,7 +359,7 @@ fn assemble(
             Some(container) => container.running || matches!(why, Why::Restored),
             None => true,
         })
-        .map(|(member, why)| member.planned(why, &members))
+        .map(|(member, why)| order::planned(member, why, &members))
         .collect();
     start.sort_by_key(|planned| planned.late);
     let mut stop: Vec<_> = start

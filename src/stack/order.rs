@@ -12,17 +12,20 @@ pub struct Member<'a> {
     pub kind: ServiceKind,
     /// `None` without the Docker API.
     pub container: Option<&'a ContainerRef>,
+    pub depends_on: &'a [String],
     /// A worker beside a service, not the service itself.
     pub is_worker: bool,
 }
 
 impl Stack {
-    /// The order to start in: what others need first, n8n and its workers last. Jobs are left out.
+    /// Everything that may run, in start order: what others need first, n8n and its workers last. Jobs, which run
+    /// to their end, are left out.
     pub fn dependencies_first(&self) -> Vec<Member<'_>> {
         let services = self.services.iter().map(|s| Member {
             name: &s.name,
             kind: s.kind,
             container: s.container.as_ref(),
+            depends_on: &s.depends_on,
             is_worker: false,
         });
         let workers = self
@@ -33,16 +36,10 @@ impl Stack {
                 name: &c.name,
                 kind: c.kind,
                 container: Some(&c.container),
+                depends_on: &c.depends_on,
                 is_worker: true,
             });
         services.chain(workers).collect()
-    }
-
-    /// The order to stop in: the writers first.
-    pub fn dependents_first(&self) -> Vec<Member<'_>> {
-        let mut members = self.dependencies_first();
-        members.reverse();
-        members
     }
 }
 

@@ -4,16 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{PlannedContainer, PlannedService, PlannedWay};
 use crate::services::ServiceKind;
-use crate::stack::{CompanionRole, ContainerRef, Stack};
-
-/// A service or a worker beside one, as far as stopping and starting goes.
-pub struct Member<'s> {
-    pub name: &'s str,
-    pub kind: ServiceKind,
-    pub container: Option<&'s ContainerRef>,
-    depends_on: &'s [String],
-    worker: bool,
-}
+use crate::stack::order::Member;
 
 pub enum Why {
     Restored,
@@ -21,49 +12,6 @@ pub enum Why {
     Needs(String),
     /// Its database is replaced in a server that runs: it starts when that is done.
     Uses(String),
-}
-
-impl Member<'_> {
-    pub fn planned(&self, why: &Why, members: &[Member<'_>]) -> PlannedContainer {
-        let needs_n8n = members
-            .iter()
-            .any(|other| other.kind == ServiceKind::N8n && depends(self, other.name, members));
-        PlannedContainer {
-            service: self.name.to_owned(),
-            kind: self.kind,
-            container: self.container.cloned(),
-            why: match why {
-                Why::Restored => "its data is swapped".to_owned(),
-                Why::Writes(kind) => format!("it writes to the {kind} data that is restored"),
-                Why::Needs(name) => format!("it depends on {name}"),
-                Why::Uses(name) => format!("its database in {name} is replaced"),
-            },
-            late: self.kind == ServiceKind::N8n || needs_n8n || matches!(why, Why::Uses(_)),
-        }
-    }
-}
-
-/// Everything that may run, in start order; jobs that run to their end are left out.
-pub fn members(stack: &Stack) -> Vec<Member<'_>> {
-    let services = stack.services.iter().map(|s| Member {
-        name: &s.name,
-        kind: s.kind,
-        container: s.container.as_ref(),
-        depends_on: &s.depends_on,
-        worker: false,
-    });
-    let workers = stack
-        .companions
-        .iter()
-        .filter(|c| c.role == CompanionRole::Worker)
-        .map(|c| Member {
-            name: &c.name,
-            kind: c.kind,
-            container: Some(&c.container),
-            depends_on: &c.depends_on,
-            worker: true,
-        });
-    services.chain(workers).collect()
 }
 
 /// What stops: each swapped service, the workers on its data, n8n where its database or files are swapped,
@@ -89,12 +37,12 @@ pub fn affected<'a, 's>(
         .filter_map(|member| {
             let why = if swapped
                 .iter()
-                .any(|s| s.service == member.name && !member.worker)
+                .any(|s| s.service == member.name && !member.is_worker)
             {
                 Why::Restored
             } else if let Some(kind) = n8n_writes.filter(|_| member.kind == ServiceKind::N8n) {
                 Why::Writes(kind)
-            } else if member.worker && swapped.iter().any(|s| s.kind == member.kind) {
+            } else if member.is_worker && swapped.iter().any(|s| s.kind == member.kind) {
                 Why::Writes(member.kind)
             } else if let Some(needed) = swapped
                 .iter()
@@ -110,6 +58,25 @@ pub fn affected<'a, 's>(
             Some((member, why))
         })
         .collect()
+}
+
+/// A container that stops, as the plan shows it.
+pub fn planned(member: &Member<'_>, why: &Why, members: &[Member<'_>]) -> PlannedContainer {
+    let needs_n8n = members
+        .iter()
+        .any(|other| other.kind == ServiceKind::N8n && depends(member, other.name, members));
+    PlannedContainer {
+        service: member.name.to_owned(),
+        kind: member.kind,
+        container: member.container.cloned(),
+        why: match why {
+            Why::Restored => "its data is swapped".to_owned(),
+            Why::Writes(kind) => format!("it writes to the {kind} data that is restored"),
+            Why::Needs(name) => format!("it depends on {name}"),
+            Why::Uses(name) => format!("its database in {name} is replaced"),
+        },
+        late: member.kind == ServiceKind::N8n || needs_n8n || matches!(why, Why::Uses(_)),
+    }
 }
 
 /// Whether a member needs another, directly or through others.

@@ -133,6 +133,25 @@ pub fn is_plain(path: &Path) -> bool {
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
+/// The path `rest` below `base`: `base` itself, without a slash at its end, when there is none.
+pub(crate) fn joined(base: &Path, rest: impl AsRef<Path>) -> PathBuf {
+    let rest = rest.as_ref();
+    if rest.as_os_str().is_empty() {
+        base.to_owned()
+    } else {
+        base.join(rest)
+    }
+}
+
+/// A name in the characters that an archive's may have, `[a-z0-9._-]`, each other one as `-`.
+pub(crate) fn archive_characters(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    name.to_ascii_lowercase()
+        .chars()
+        .map(|c| if plain(c) { c } else { '-' })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

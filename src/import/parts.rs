@@ -21,7 +21,7 @@ use crate::services::qdrant::QdrantStorage;
 use crate::services::support::{archive_failed, regular};
 use crate::services::volume::slug;
 use crate::services::{Service, ServiceError, ServiceKind};
-use crate::stack::{SharedMount, StackService};
+use crate::stack::{SharedMount, StackService, joined};
 
 /// The archive of what belongs to no service.
 const REST: &str = "other";
@@ -52,7 +52,7 @@ pub fn services(
         } else {
             names.distinct(&directory_name(source, root))
         };
-        let directory = below(&source.tree.root, &root.path);
+        let directory = joined(&source.tree.root, &root.path);
         services.push(adapter(
             config,
             root.kind,
@@ -75,14 +75,6 @@ fn directory_name(source: &Source, root: &Root) -> String {
         source.tree.name.clone()
     } else {
         slug(Path::new(&root.path))
-    }
-}
-
-fn below(root: &Path, path: &str) -> PathBuf {
-    if path.is_empty() {
-        root.to_owned()
-    } else {
-        root.join(path)
     }
 }
 
@@ -199,7 +191,7 @@ impl CopiedProject {
         let Some((number, source, path)) = candidates.min_by_key(|(_, _, path)| depth(path)) else {
             return Ok(None);
         };
-        let directory = below(&source.tree.root, path);
+        let directory = joined(&source.tree.root, path);
         let names = Project::of_copy(ServiceKind::Project.as_str(), &directory).list()?;
         let text = |name: &str| text_of(&directory.join(name));
         let n8n_on_postgres = names.iter().any(|name| says_postgres(&text(name)));

@@ -17,7 +17,7 @@ use crate::archive::walk::{Rules, TreeCounts, walk};
 use crate::config::Config;
 use crate::repository::manifest::ArchiveRecord;
 use crate::restore::{Restore, Way};
-use crate::stack::StackService;
+use crate::stack::{StackService, archive_characters};
 
 /// How many entries an estimate looks at before it gives up being exact.
 const ESTIMATE_ENTRIES: usize = 200_000;
@@ -224,17 +224,7 @@ fn only_mount(service: &StackService) -> Result<PathBuf, ServiceError> {
 /// The last part of a path in an archive's name's alphabet.
 pub(crate) fn slug(path: &Path) -> String {
     let last = path.file_name().unwrap_or_default().to_string_lossy();
-    let slug: String = last
-        .to_lowercase()
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
+    let slug = archive_characters(&last);
     match slug.trim_matches(['.', '-']) {
         "" => "root".to_owned(),
         slug => slug.to_owned(),

@@ -7,7 +7,7 @@ use postgres::error::SqlState;
 
 use crate::config::{Config, Secret};
 use crate::services::{ErrorKind, ServiceError};
-use crate::stack::{SharedMount, StackService, is_plain};
+use crate::stack::{SharedMount, StackService, is_plain, joined};
 
 /// Everything to connect with, and how the server's paths are seen from here.
 #[derive(Debug, Clone)]
@@ -116,7 +116,7 @@ impl Access {
         }
         if let Some((theirs, ours)) = data {
             if let Ok(rest) = path.strip_prefix(theirs) {
-                return Some(join(ours, rest));
+                return Some(joined(ours, rest));
             }
             if self.stack.container.is_none() && theirs == ours {
                 return Some(path.to_owned());
@@ -232,14 +232,6 @@ fn exposed_port(stack: &StackService) -> u16 {
         return DEFAULT;
     }
     stack.ports.first().copied().unwrap_or(DEFAULT)
-}
-
-fn join(base: &Path, rest: &Path) -> PathBuf {
-    if rest.as_os_str().is_empty() {
-        base.to_owned()
-    } else {
-        base.join(rest)
-    }
 }
 
 #[cfg(test)]

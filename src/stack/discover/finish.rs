@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use super::{DiscoverError, Surroundings};
 use crate::config::Config;
 use crate::services::ServiceKind;
-use crate::stack::{Companion, CompanionRole, SharedMount, Stack, StackService};
+use crate::stack::{
+    Companion, CompanionRole, SharedMount, Stack, StackService, archive_characters,
+};
 
 /// Adds directories that no service has, and the project's files; gives names; applies `LIFEBOAT_SERVICES`.
 pub(super) fn finish(
@@ -90,18 +92,7 @@ fn related(a: &Path, b: &Path) -> bool {
 fn make_names_unique(services: &mut [StackService]) {
     let mut taken = BTreeSet::new();
     for service in services {
-        let plain: String = service
-            .name
-            .to_ascii_lowercase()
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                    c
-                } else {
-                    '-'
-                }
-            })
-            .collect();
+        let plain = archive_characters(&service.name);
         let plain = match plain.trim_start_matches('.') {
             "" => service.kind.as_str().to_owned(),
             name => name.to_owned(),

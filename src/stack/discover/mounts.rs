@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::stack::SharedMount;
+use crate::stack::{SharedMount, joined};
 
 /// A volume or a bind in one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) fn share(own: &[Mount], sibling: &Mount) -> Vec<SharedMount> {
     for mount in own {
         match meet(mount, sibling) {
             Some(Meeting::Below(rest)) => {
-                let local = join(&mount.target, &rest);
+                let local = joined(&mount.target, &rest);
                 if !is_hidden(own, mount, &local) {
                     let shared = SharedMount {
                         target: sibling.target.clone(),
@@ -45,7 +45,7 @@ pub(super) fn share(own: &[Mount], sibling: &Mount) -> Vec<SharedMount> {
                 }
             }
             Some(Meeting::Above(rest)) => above.push(SharedMount {
-                target: join(&sibling.target, &rest),
+                target: joined(&sibling.target, &rest),
                 local: mount.target.clone(),
                 read_only: mount.read_only,
             }),
@@ -85,7 +85,7 @@ fn meet(own: &Mount, sibling: &Mount) -> Option<Meeting> {
 fn on_host(mount: &Mount) -> Option<PathBuf> {
     let source = mount.source.as_ref()?;
     // A bind of the whole host would "contain" every sibling's directory.
-    (source != Path::new("/")).then(|| join(source, &mount.inside))
+    (source != Path::new("/")).then(|| joined(source, &mount.inside))
 }
 
 /// Whether another of the sidecar's mounts lies over the path.
@@ -95,14 +95,6 @@ fn is_hidden(own: &[Mount], through: &Mount, local: &Path) -> bool {
             && other.target.starts_with(&through.target)
             && local.starts_with(&other.target)
     })
-}
-
-fn join(base: &Path, rest: &Path) -> PathBuf {
-    if rest.as_os_str().is_empty() {
-        base.to_owned()
-    } else {
-        base.join(rest)
-    }
 }
 
 #[cfg(test)]

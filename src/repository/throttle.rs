@@ -6,11 +6,12 @@
 //! itself, and by what the machine tells of all its processors:
 //!
 //! ```text
-//! allowed = everything                                  while others take less than NOTICED
-//!           1 - RESERVE - what others take, LEAST or more   else
+//!  everything ── others take NOTICED or more ─▶ LEAST
+//!      ▲                                           │
+//!      └── others take less than FORGOTTEN ── 1 - RESERVE - what others take, LEAST or more
 //! ```
-//! What was taken beyond what is allowed is a debt, and paid by pausing. Who took everything cannot tell what others
-//! want: when nothing is idle then, the least is allowed first, and what others leave beside that tells the rest.
+//! What was taken beyond what is allowed is a debt, and paid by pausing. Beside one who takes everything nobody
+//! shows what he wants; so the least is allowed first, and what others leave beside that tells the rest.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 const LEAST: f64 = 0.05;
 const RESERVE: f64 = 0.1;
 const NOTICED: f64 = 0.1;
+const FORGOTTEN: f64 = 0.05;
 /// What is measured over a shorter time says little: the kernel counts in hundredths of a second.
 const WINDOW: Duration = Duration::from_millis(200);
 /// How often it is looked at the counters at most.
@@ -183,14 +185,13 @@ impl Share {
     }
 
     fn allowed_after(&self, taken: Taken) -> f64 {
-        let idle = taken.idle / taken.capacity;
-        let others = 1.0 - idle - taken.own / taken.capacity;
-        if others < NOTICED {
-            1.0
-        } else if self.allowed >= 1.0 && idle < RESERVE / 2.0 {
-            LEAST
-        } else {
-            (1.0 - RESERVE - others).max(LEAST)
+        let others = 1.0 - (taken.idle + taken.own) / taken.capacity;
+        let takes_all = self.allowed >= 1.0;
+        match others {
+            ..FORGOTTEN => 1.0,
+            ..NOTICED if takes_all => 1.0,
+            _ if takes_all => LEAST,
+            _ => (1.0 - RESERVE - others).max(LEAST),
         }
     }
 }

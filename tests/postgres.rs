@@ -20,6 +20,8 @@ mod sessions;
 mod target;
 #[path = "postgres/verify.rs"]
 mod verify;
+#[path = "postgres/whole.rs"]
+mod whole;
 
 use std::path::Path;
 

@@ -110,6 +110,14 @@ impl Cluster {
         }
     }
 
+    /// Starts a server that ends by itself; what it said.
+    pub fn refuses_to_start(&mut self) -> String {
+        self.launch();
+        let ended = self.server.take().unwrap().wait().unwrap();
+        assert!(!ended.success());
+        self.log_text()
+    }
+
     /// A fast shutdown.
     pub fn stop(&mut self) {
         self.signal(rustix::process::Signal::INT);

@@ -125,6 +125,22 @@ impl Place {
         record
     }
 
+    /// Unpacks so many bytes of the newest backup, and is cut short.
+    pub fn unpack_first(&self, restore: &PostgresRestore, staged: &Path, bytes: u64) {
+        use tokio::io::AsyncReadExt as _;
+        let repository = self.repository();
+        let id = repository.resolve("latest").unwrap();
+        let manifest = repository.manifest(&id).unwrap();
+        let record = manifest.archive(restore.name()).unwrap();
+        let reader = repository.archive(&manifest, record).unwrap();
+        std::fs::create_dir(staged).unwrap();
+        let unpacked = self.block_on(async {
+            let cut = reader.into_async().take(bytes);
+            unpack(cut, staged, &restore.unpack_options()).await
+        });
+        assert!(unpacked.is_err());
+    }
+
     /// Restores the newest backup onto a stopped server's directory and starts it; what was there is
     /// beside it, as `old`.
     pub fn restore(&self, target: &mut Cluster) -> ArchiveRecord {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use lifeboat::repository::hex;
+use lifeboat::repository::manifest::Manifest;
 use lifeboat::services::postgres::PostgresRestore;
 use lifeboat::services::postgres::control::ControlFile;
 use serde_json::Value;
@@ -34,6 +35,11 @@ pub fn accepts(place: &Place) {
     assert!(said.contains("successfully verified"), "{said}");
 }
 
+/// A backup's list.
+pub fn list(place: &Place, backup: &Manifest) -> String {
+    read_list(&unpack_of(place, backup).path().join("data"))
+}
+
 fn read_list(data: &Path) -> String {
     std::fs::read_to_string(data.join("backup_manifest")).unwrap()
 }
@@ -52,10 +58,16 @@ fn rewrite_for_older_tools(data: &Path) {
 }
 
 fn unpack(place: &Place) -> tempfile::TempDir {
+    let repository = place.repository();
+    let newest = repository.resolve("latest").unwrap();
+    unpack_of(place, &repository.manifest(&newest).unwrap())
+}
+
+fn unpack_of(place: &Place, backup: &Manifest) -> tempfile::TempDir {
     let home = tempfile::tempdir().unwrap();
     let target = Cluster::empty();
     let restore = PostgresRestore::new(&config(&[]), &target.stack()).unwrap();
-    place.unpack(&restore, &home.path().join("data"));
+    place.unpack_of(backup, &restore, &home.path().join("data"));
     home
 }
 

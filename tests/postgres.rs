@@ -8,12 +8,16 @@ mod cluster;
 mod damage;
 #[path = "postgres/load.rs"]
 mod load;
+#[path = "postgres/mount.rs"]
+mod mount;
 #[path = "postgres/place.rs"]
 mod place;
 #[path = "postgres/refusals.rs"]
 mod refusals;
 #[path = "postgres/role.rs"]
 mod role;
+#[path = "postgres/room.rs"]
+mod room;
 #[path = "postgres/sessions.rs"]
 mod sessions;
 #[path = "postgres/target.rs"]

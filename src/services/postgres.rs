@@ -27,6 +27,7 @@ mod recovery;
 mod report;
 pub mod restore;
 pub mod role;
+mod room;
 pub mod rules;
 pub mod server;
 pub mod session;
@@ -48,6 +49,7 @@ use self::facts::DatabaseFacts;
 use self::label::BackupLabel;
 use self::listing::Listing;
 use self::pages::DamagedPages;
+use self::room::{RoomWatch, Unkept};
 use self::server::Stopped;
 use self::session::Session;
 use self::tree::Entry;
@@ -80,8 +82,7 @@ struct Held {
 struct Begun {
     source: Source,
     slot: String,
-    /// Why there is no slot.
-    without_slot: Option<String>,
+    kept: Kept,
     databases: Vec<DatabaseFacts>,
     tablespaces: Vec<u32>,
     /// The files that are in the archive so far.
@@ -90,6 +91,12 @@ struct Begun {
     /// Where replay will begin.
     start: Lsn,
     frozen: Option<Frozen>,
+}
+
+/// Whether a slot keeps the WAL until it is copied.
+enum Kept {
+    Watched(RoomWatch),
+    Not(Unkept),
 }
 
 /// What `freeze` fixed.
@@ -133,9 +140,12 @@ impl Postgres {
             })
             .await?
             .err();
-        if let Some(why) = &without_slot {
+        let kept = if let Some(why) = without_slot {
             tracing::warn!(service = %access.service, "no replication slot keeps the WAL during the backup: {why}");
-        }
+            Kept::Not(Unkept::Refused(why))
+        } else {
+            Kept::Watched(watch(session, &source, &slot).await?)
+        };
         let (databases, tablespaces) = session
             .run("list the databases", |client| {
                 Ok((server::databases(client)?, server::tablespaces(client)?))
@@ -156,7 +166,7 @@ impl Postgres {
         held.begun = Some(Begun {
             source,
             slot,
-            without_slot,
+            kept,
             databases,
             tablespaces,
             listing,
@@ -276,6 +286,8 @@ impl Service for Postgres {
 
     async fn release(&mut self) -> Result<(), ServiceError> {
         if let Some(held) = self.held.take() {
+            // What watches over the slot is a user of the session, too.
+            drop(held.begun);
             held.session.close().await;
         }
         Ok(())
@@ -283,6 +295,13 @@ impl Service for Postgres {
 }
 
 impl Begun {
+    fn unkept(&self) -> Option<&Unkept> {
+        match &self.kept {
+            Kept::Watched(watch) => watch.given_up(),
+            Kept::Not(unkept) => Some(unkept),
+        }
+    }
+
     /// Checks what the server said at the end.
     fn frozen_at(
         &self,
@@ -352,7 +371,6 @@ impl Begun {
     ) -> Result<(), ServiceError> {
         let source = &self.source;
         let meta = source.small_file_meta()?;
-        let without_slot = self.without_slot.as_deref();
         let write = |archive: &mut ArchiveWriter, name: &str, body: &[u8]| {
             archive
                 .bytes(name, &meta, body)
@@ -372,7 +390,7 @@ impl Begun {
         for (name, body) in first {
             write(archive, name, body)?;
         }
-        source.write_wal(archive, &frozen.segments, without_slot)?;
+        source.write_wal(archive, &frozen.segments, &|| self.unkept().cloned())?;
         let list = self
             .listing
             .finish(frozen.label.timeline, frozen.label.start, frozen.stop)
@@ -382,6 +400,20 @@ impl Begun {
             .map_err(|err| source.copy_error(CopyError::from(err)))?;
         write(archive, control.0, control.1)
     }
+}
+
+/// Begins to watch the disk that the slot keeps WAL on.
+async fn watch(session: &Session, source: &Source, slot: &str) -> Result<RoomWatch, ServiceError> {
+    let max_wal_bytes = session
+        .run("ask for max_wal_size", server::max_wal_bytes)
+        .await?;
+    let directory = source.wal_directory()?;
+    RoomWatch::begin(session.line(), slot, directory, max_wal_bytes).map_err(|err| {
+        source.access.error(
+            ErrorKind::Io,
+            format!("cannot watch the disk that the server's WAL lies on: {err}"),
+        )
+    })
 }
 
 async fn estimate(access: &Access) -> Result<u64, ServiceError> {

@@ -11,6 +11,7 @@ use super::control::{ControlError, ControlFile};
 use super::facts::Owner;
 use super::listing::Listing;
 use super::pages::{DamagedPages, PageCheck, PageRules};
+use super::room::Unkept;
 use super::server::Server;
 use super::tree::{DataTree, Entry, TreeError};
 use super::wal::{self, Expected, SegmentError};
@@ -129,7 +130,7 @@ impl Source {
         &self,
         archive: &mut ArchiveWriter,
         segments: &SegmentRun,
-        without_slot: Option<&str>,
+        unkept: &dyn Fn() -> Option<Unkept>,
     ) -> Result<(), ServiceError> {
         let directory = self.wal_directory()?;
         let meta = self.small_file_meta()?;
@@ -137,7 +138,7 @@ impl Source {
             let expected = segments.expected(segment, self.server.system_identifier);
             let name = segments.size.name(segments.timeline, segment);
             let path = directory.join(&name);
-            self.check_segment(&path, &expected, without_slot)?;
+            self.check_segment(&path, &expected, unkept)?;
             let outcome = archive
                 .file(
                     &format!("pg_wal/{name}"),
@@ -147,10 +148,10 @@ impl Source {
                 )
                 .map_err(|err| self.copy_error(err.into()))?;
             if outcome == FileOutcome::Vanished {
-                return Err(self.wal_gone(&path, without_slot));
+                return Err(self.wal_gone(&path, unkept));
             }
             // Without a slot it may have been recycled under the reader's hands.
-            self.check_segment(&path, &expected, without_slot)?;
+            self.check_segment(&path, &expected, unkept)?;
             self.mark_archived(archive, &name, &meta)?;
         }
         self.write_histories(archive, &directory, &meta)
@@ -243,12 +244,12 @@ impl Source {
         &self,
         path: &Path,
         expected: &Expected,
-        without_slot: Option<&str>,
+        unkept: &dyn Fn() -> Option<Unkept>,
     ) -> Result<(), ServiceError> {
         match wal::check_segment(path, expected) {
             Ok(()) => Ok(()),
             Err(SegmentError::Read(err)) if err.kind() == std::io::ErrorKind::NotFound => {
-                Err(self.wal_gone(path, without_slot))
+                Err(self.wal_gone(path, unkept))
             }
             Err(SegmentError::Read(err)) => Err(self.access.error(
                 ErrorKind::Io,
@@ -264,14 +265,11 @@ impl Source {
         }
     }
 
-    fn wal_gone(&self, path: &Path, without_slot: Option<&str>) -> ServiceError {
-        let advice = match without_slot {
-            Some(why) => format!(
-                "no replication slot could keep it ({why}): give the role the REPLICATION attribute and the server a free slot, or raise wal_keep_size"
-            ),
-            None => "max_slot_wal_keep_size lets the server drop WAL that the backup's slot needs: raise it"
-                .to_owned(),
-        };
+    fn wal_gone(&self, path: &Path, unkept: &dyn Fn() -> Option<Unkept>) -> ServiceError {
+        let advice = unkept().map_or_else(
+            || "max_slot_wal_keep_size lets the server drop WAL that the backup's slot needs: raise it".to_owned(),
+            |unkept| unkept.advice(),
+        );
         self.access.error(
             ErrorKind::Setup,
             format!(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::access::Access;
 use super::facts::Facts;
+use super::room::Unkept;
 use super::server::Census;
 use super::session::Session;
 use super::{Begun, Frozen, label, server};
@@ -96,9 +97,7 @@ impl Begun {
             .map(|file| {
                 format!("{file} lies outside the data directory and is not in this backup: keep a copy of it")
             });
-        let slot = self.without_slot.iter().map(|why| {
-            format!("no replication slot kept the WAL during the backup ({why}); it was complete nevertheless")
-        });
+        let slot = self.unkept().map(Unkept::warning);
         let wal = std::fs::read_link(self.source.data.join("pg_wal"))
             .into_iter()
             .map(|target| {

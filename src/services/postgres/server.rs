@@ -182,6 +182,30 @@ pub fn create_slot(client: &mut Client, name: &str) -> Result<Result<(), String>
     }
 }
 
+/// How much WAL the slot keeps that would go without it, at most.
+pub fn kept_by_slot(client: &mut Client, name: &str) -> Result<u64, Error> {
+    let row = client.query_opt(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint \
+         FROM pg_replication_slots WHERE slot_name = $1::text::name",
+        &[&name],
+    )?;
+    // Without a position it keeps nothing: the server has given it up.
+    let kept: Option<i64> = row.and_then(|row| row.get(0));
+    Ok(kept.and_then(|kept| u64::try_from(kept).ok()).unwrap_or(0))
+}
+
+/// `max_wal_size`: about as much is written from one checkpoint to the next.
+pub fn max_wal_bytes(client: &mut Client) -> Result<u64, Error> {
+    // Its unit is a megabyte.
+    let megabytes: i64 = client
+        .query_one(
+            "SELECT setting::bigint FROM pg_settings WHERE name = 'max_wal_size'",
+            &[],
+        )?
+        .get(0);
+    Ok(u64::try_from(megabytes).unwrap_or(0) << 20)
+}
+
 /// Drops the slot, if this session still has it.
 pub fn drop_slot(client: &mut Client, name: &str) -> Result<(), Error> {
     client

@@ -24,12 +24,18 @@ type Job = Box<dyn FnOnce(&mut Client) + Send>;
 
 /// A connection that takes one job after the other. Dropped, it ends.
 pub struct Session {
+    line: Line,
+    cancel: CancelToken,
+    ended: oneshot::Receiver<()>,
+}
+
+/// Hands jobs to a session, which lives for as long as there is a line to it.
+#[derive(Clone)]
+pub struct Line {
     service: String,
     jobs: mpsc::Sender<Job>,
     /// Jobs handed over and not ended.
     busy: Arc<AtomicUsize>,
-    cancel: CancelToken,
-    ended: oneshot::Receiver<()>,
 }
 
 impl Session {
@@ -70,16 +76,23 @@ impl Session {
             .map_err(|_| access.error(ErrorKind::Unreachable, "the connecting thread died"))?
             .map_err(|err| access.connect_error(&err).with_source(err))?;
         Ok(Self {
-            service: access.service.clone(),
-            jobs,
-            busy: Arc::new(AtomicUsize::new(0)),
+            line: Line {
+                service: access.service.clone(),
+                jobs,
+                busy: Arc::new(AtomicUsize::new(0)),
+            },
             cancel,
             ended,
         })
     }
 
     pub fn service(&self) -> &str {
-        &self.service
+        self.line.service()
+    }
+
+    /// For a thread beside the session's owner. The session does not end before the line is dropped.
+    pub fn line(&self) -> Line {
+        self.line.clone()
     }
 
     /// Runs a job on the session; `doing` completes "cannot …" when it fails.
@@ -89,14 +102,49 @@ impl Session {
         F: FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        self.submit(doing, move |client| answer.send(job(client)).is_ok())?;
+        let line = &self.line;
+        line.submit(doing, move |client| answer.send(job(client)).is_ok())?;
         match answered.await {
-            Ok(result) => result.map_err(|err| self.failed(doing, err)),
-            Err(_) => Err(self.lost(doing)),
+            Ok(result) => result.map_err(|err| line.failed(doing, err)),
+            Err(_) => Err(line.lost(doing)),
         }
     }
 
     /// [`Self::run`] for a caller that blocks already.
+    pub fn run_blocking<T, F>(&self, doing: &str, job: F) -> Result<T, ServiceError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+    {
+        self.line.run_blocking(doing, job)
+    }
+
+    /// Cancels what is running and ends the session; the server undoes what the session held.
+    pub async fn close(self) {
+        if self.line.busy.load(Ordering::Acquire) > 0 {
+            let cancel = self.cancel.clone();
+            let cancelled = tokio::task::spawn_blocking(move || cancel.cancel_query(NoTls)).await;
+            if !matches!(cancelled, Ok(Ok(()))) {
+                tracing::debug!(service = %self.line.service, "the running query could not be cancelled");
+            }
+        }
+        let service = self.line.service.clone();
+        drop(self.line);
+        if tokio::time::timeout(CLOSE_WITHIN, self.ended)
+            .await
+            .is_err()
+        {
+            tracing::warn!(service = %service, "the database session does not end; the server drops it when it notices");
+        }
+    }
+}
+
+impl Line {
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Runs a job on the session; `doing` completes "cannot …" when it fails. Blocks.
     pub fn run_blocking<T, F>(&self, doing: &str, job: F) -> Result<T, ServiceError>
     where
         T: Send + 'static,
@@ -107,24 +155,6 @@ impl Session {
         match answered.recv() {
             Ok(result) => result.map_err(|err| self.failed(doing, err)),
             Err(_) => Err(self.lost(doing)),
-        }
-    }
-
-    /// Cancels what is running and ends the session; the server undoes what the session held.
-    pub async fn close(self) {
-        if self.busy.load(Ordering::Acquire) > 0 {
-            let cancel = self.cancel.clone();
-            let cancelled = tokio::task::spawn_blocking(move || cancel.cancel_query(NoTls)).await;
-            if !matches!(cancelled, Ok(Ok(()))) {
-                tracing::debug!(service = %self.service, "the running query could not be cancelled");
-            }
-        }
-        drop(self.jobs);
-        if tokio::time::timeout(CLOSE_WITHIN, self.ended)
-            .await
-            .is_err()
-        {
-            tracing::warn!(service = %self.service, "the database session does not end; the server drops it when it notices");
         }
     }
 

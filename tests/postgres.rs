@@ -2,6 +2,8 @@
 //! backed up is refused with a sentence, and nothing is left behind in the source.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "postgres/boundary.rs"]
+mod boundary;
 #[path = "postgres/cluster.rs"]
 mod cluster;
 #[path = "postgres/damage.rs"]
@@ -22,6 +24,8 @@ mod room;
 mod sessions;
 #[path = "postgres/target.rs"]
 mod target;
+#[path = "postgres/unreadable.rs"]
+mod unreadable;
 #[path = "postgres/verify.rs"]
 mod verify;
 #[path = "postgres/whole.rs"]

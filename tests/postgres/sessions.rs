@@ -46,6 +46,43 @@ fn a_session_that_ends_ends_the_backup() {
 }
 
 #[test]
+fn a_server_that_begins_a_new_timeline_meanwhile_ends_the_backup() {
+    let mut cluster = Cluster::new();
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS id");
+    let place = Place::new();
+    let mut held = service(&cluster);
+    place.block_on(held.hold(&place.run())).unwrap();
+    // A primary can become a standby by a restart only, and that one can be promoted.
+    cluster.stop();
+    promote(&mut cluster);
+    refused(
+        place.block_on(held.freeze()),
+        ErrorKind::Unreachable,
+        &["cannot end the backup"],
+    );
+    place.block_on(held.release()).unwrap();
+    assert_nothing_left(&cluster);
+    assert_eq!(place.repository().backups().unwrap().len(), 0);
+
+    let manifest = place.backup(&mut service(&cluster), || ()).unwrap();
+    let facts = Facts::of(&manifest.archive("db").unwrap().report).unwrap();
+    assert_eq!(facts.timeline, 2);
+    let mut target = Cluster::empty();
+    place.restore(&mut target);
+    assert_eq!(target.number("SELECT count(*) FROM t"), 1000);
+}
+
+/// Starts a stopped cluster as a standby, and makes a primary of it again.
+fn promote(cluster: &mut Cluster) {
+    let signal = cluster.data.join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    own(&signal, 0o600);
+    cluster.start();
+    cluster.sql("SELECT pg_promote()");
+    cluster.wait_for_zero("SELECT pg_is_in_recovery()::int::bigint");
+}
+
+#[test]
 fn time_outs_of_the_role_do_not_end_the_backup() {
     let cluster = Cluster::new();
     cluster.sql("CREATE ROLE hasty LOGIN SUPERUSER PASSWORD 'h'; ALTER ROLE hasty SET statement_timeout = '25ms'");

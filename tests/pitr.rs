@@ -10,6 +10,8 @@ mod disasters;
 #[path = "postgres/load.rs"]
 #[allow(dead_code)]
 mod load;
+#[path = "postgres/mount.rs"]
+mod mount;
 #[path = "postgres/place.rs"]
 #[allow(dead_code)]
 mod place;

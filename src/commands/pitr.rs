@@ -8,11 +8,13 @@ mod spans;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::workplace::Sight;
 use super::{Context, Failure, output, question};
 use crate::repository::Repository;
+use crate::repository::wal::{Stretch, WalList};
 use crate::services::ServiceKind;
 use crate::services::postgres::pitr::Capture;
 use crate::services::postgres::pitr::capture::Step;
@@ -41,6 +43,9 @@ pub enum Action {
         /// Which timeline.
         #[arg(long)]
         timeline: u32,
+        /// The cluster's system identifier, where several have a timeline of this number.
+        #[arg(long)]
+        system: Option<u64>,
         /// Does not ask.
         #[arg(long, short)]
         yes: bool,
@@ -55,7 +60,11 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
             Ok(output::print(context.json, &steps, |steps| fetched(steps))?)
         }
         Some(Action::Off) => off(context).await,
-        Some(Action::Forget { timeline, yes }) => forget(context, *timeline, *yes),
+        Some(Action::Forget {
+            timeline,
+            system,
+            yes,
+        }) => forget(context, *timeline, *system, *yes),
     }
 }
 
@@ -173,26 +182,13 @@ async fn off(context: &Context) -> Result<(), Failure> {
     })?)
 }
 
-fn forget(context: &Context, timeline: u32, yes: bool) -> Result<(), Failure> {
+fn forget(context: &Context, timeline: u32, system: Option<u64>, yes: bool) -> Result<(), Failure> {
     let repository = context.repository().map_err(anyhow::Error::new)?;
     let list = repository.wal().map_err(anyhow::Error::new)?;
-    let doomed: Vec<_> = list
-        .stretches
-        .iter()
-        .filter(|stretch| stretch.timeline == timeline)
-        .collect();
+    let system = forgettable(&list, timeline, system, &context.config.schedule.time_zone)
+        .map_err(Failure::sentence)?;
+    let doomed: Vec<_> = list.of(system, timeline).collect();
     let bytes: u64 = doomed.iter().map(|s| s.end - s.start).sum();
-    if doomed.is_empty() {
-        return Err(Failure::sentence(format!(
-            "there is no WAL of timeline {timeline}: it has WAL of {}",
-            list.systems
-                .iter()
-                .flat_map(|system| list.timelines(*system))
-                .map(|timeline| timeline.to_string())
-                .collect::<Vec<_>>()
-                .join(", ")
-        )));
-    }
     let asked = format!(
         "Drop {} of WAL of timeline {timeline}? No moment on it between backups can be restored then.",
         output::bytes(bytes)
@@ -201,12 +197,11 @@ fn forget(context: &Context, timeline: u32, yes: bool) -> Result<(), Failure> {
     for stretch in &doomed {
         repository.drop_wal(stretch).map_err(anyhow::Error::new)?;
     }
-    for (system, timelines) in &list.histories {
-        if timelines.contains(&timeline) && list.of(*system, timeline).next().is_some() {
-            repository
-                .drop_wal_history(*system, timeline)
-                .map_err(anyhow::Error::new)?;
-        }
+    let histories = list.histories.get(&system);
+    if histories.is_some_and(|timelines| timelines.contains(&timeline)) {
+        repository
+            .drop_wal_history(system, timeline)
+            .map_err(anyhow::Error::new)?;
     }
     let told = format!(
         "dropped {} of WAL of timeline {timeline}",
@@ -215,4 +210,44 @@ fn forget(context: &Context, timeline: u32, yes: bool) -> Result<(), Failure> {
     Ok(output::print(context.json, &told, |told| {
         format!("{told}\n")
     })?)
+}
+
+/// Whose WAL of a timeline is meant. Each cluster counts its timelines from 1.
+fn forgettable(
+    list: &WalList,
+    timeline: u32,
+    system: Option<u64>,
+    zone: &str,
+) -> Result<u64, String> {
+    let newest = |of: u64| list.of(of, timeline).map(Stretch::at).max();
+    let having: Vec<(u64, Timestamp)> = list
+        .systems
+        .iter()
+        .filter(|of| system.is_none_or(|wanted| wanted == **of))
+        .filter_map(|of| newest(*of).map(|at| (*of, at)))
+        .collect();
+    match having.as_slice() {
+        [(only, _)] => Ok(*only),
+        [] => {
+            let there = list.systems.iter().flat_map(|of| {
+                let timelines = list.timelines(*of);
+                timelines
+                    .into_iter()
+                    .map(move |timeline| format!("{timeline} (--system {of})"))
+            });
+            Err(format!(
+                "no such WAL of timeline {timeline} is stored; there is WAL of these: {}",
+                there.collect::<Vec<_>>().join(", ")
+            ))
+        }
+        several => {
+            let named = several.iter().map(|(of, at)| {
+                format!("--system {of} (fetched until {})", output::time(*at, zone))
+            });
+            Err(format!(
+                "several clusters have WAL of timeline {timeline}: say whose is to be dropped, {}",
+                named.collect::<Vec<_>>().join(" or ")
+            ))
+        }
+    }
 }

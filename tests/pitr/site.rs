@@ -1,5 +1,6 @@
 //! A server whose WAL is fetched, and the way back to its moments, as the commands go it.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -70,6 +71,30 @@ impl Site {
     pub fn step(&self, capture: &mut Capture) -> Result<Step, ServiceError> {
         let step = self.place.block_on(capture.step())?;
         Ok(step.expect("the server is a primary"))
+    }
+
+    /// Runs the program on the repository; its exit code, and all that it said.
+    pub fn program(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        (output.status.code(), said)
+    }
+
+    /// The program, without the Docker API and without a server.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let state = self.place.state();
+        let root = state.parent().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        command
+            .args(arguments)
+            .env("DOCKER_HOST", "none")
+            .env("LIFEBOAT_STATE", &state)
+            .env("LIFEBOAT_REPOSITORY", root.join("repo"))
+            .env("LIFEBOAT_PROJECT_DIR", root.join("none"))
+            .env("LIFEBOAT_DATA", root.join("none"))
+            .stdin(Stdio::null());
+        command
     }
 
     /// The newest first.

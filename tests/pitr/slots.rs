@@ -5,6 +5,7 @@ use lifeboat::services::postgres::pitr::Target;
 use lifeboat::services::postgres::pitr::guard::Kept;
 
 use crate::cluster::{Cluster, own, run};
+use crate::mount::Mount;
 use crate::site::{Site, clock};
 
 const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
@@ -111,6 +112,43 @@ fn a_sidecar_away_past_the_cap_leaves_the_server_alive_and_says_the_gap() {
 }
 
 #[test]
+fn a_small_disk_is_not_filled_by_what_the_slot_keeps() {
+    // On the smaller one there is no room for a slot, on the other for a quarter of what is free.
+    for (megabytes, written) in [(200, 250), (320, 400)] {
+        let disk = Mount::tmpfs(megabytes);
+        let source = Cluster::with(
+            &["--waldir", disk.path().to_str().unwrap()],
+            &["min_wal_size=32MB"],
+        );
+        source.sql("CREATE TABLE filler (body text)");
+        let site = Site::new();
+        let mut capture = site.capture(&source);
+        let step = site.step(&mut capture).unwrap();
+        if megabytes == 200 {
+            let Kept::Nothing { why } = &step.kept else {
+                panic!("{:?}", step.kept);
+            };
+            assert!(why.contains("too little free space"), "{why}");
+            assert_eq!(source.number(SLOTS), 0);
+        } else {
+            assert!(matches!(step.kept, Kept::Slot { .. }), "{:?}", step.kept);
+            let cap = source.text("SHOW max_slot_wal_keep_size");
+            assert!(["7", "8"].iter().any(|ten| cap.starts_with(ten)), "{cap}");
+        }
+        site.place.block_on(capture.close());
+        // Away, while more is written than the disk takes.
+        write(&source, written);
+        source.sql("CHECKPOINT; INSERT INTO filler VALUES ('alive'); CHECKPOINT");
+        let mut capture = site.capture(&source);
+        assert!(site.step(&mut capture).unwrap().gap.is_some());
+        site.backup(&source);
+        let restored = site.restore(&Target::Latest, &[]);
+        let alive = "SELECT count(*) FROM filler WHERE body = 'alive'";
+        assert_eq!(restored.number(alive), 1);
+    }
+}
+
+#[test]
 fn without_the_right_to_a_slot_wal_is_fetched_all_the_same() {
     let source = Cluster::new();
     source.sql(
@@ -180,4 +218,91 @@ fn a_server_that_was_put_back_behind_our_back_is_refused() {
         source.sql("INSERT INTO t SELECT generate_series(1, 1000)");
     }
     refused(&site, &source);
+
+    // What the sentence says is the way on.
+    let (ended, said) = site.program(&["pitr", "forget", "--timeline", "1"]);
+    assert_eq!(ended, Some(2), "{said}");
+    assert!(said.contains("add --yes to drop it"), "{said}");
+    refused(&site, &source);
+    let (ended, said) = site.program(&["pitr", "forget", "--timeline", "7", "--yes"]);
+    assert_eq!(ended, Some(1), "{said}");
+    assert!(said.contains("no such WAL of timeline 7"), "{said}");
+    let (ended, said) = site.program(&["pitr", "forget", "--timeline", "1", "--yes"]);
+    assert_eq!(ended, Some(0), "{said}");
+    assert!(said.contains("of WAL of timeline 1"), "{said}");
+    assert!(site.repository().wal().unwrap().stretches.is_empty());
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (-1)");
+    site.step(&mut capture).unwrap();
+    let restored = site.restore(&Target::Latest, &[]);
+    let count = "SELECT count(*) FROM t";
+    assert_eq!(restored.number(count), source.number(count));
+}
+
+#[test]
+fn only_the_timeline_that_is_named_is_forgotten() {
+    let source = Cluster::new();
+    source.sql("CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (1)");
+    let first_side = crate::site::lsn(&source);
+    site.step(&mut capture).unwrap();
+    site.place.block_on(capture.close());
+    let second = site.restore(&Target::Latest, &[]);
+    second.sql("INSERT INTO t VALUES (20)");
+    let mut capture = site.capture(&second);
+    site.step(&mut capture).unwrap();
+    site.place.block_on(capture.close());
+    let timelines = || -> Vec<u32> {
+        let list = site.repository().wal().unwrap();
+        list.timelines(list.systems[0])
+    };
+    assert_eq!(timelines(), [1, 2]);
+
+    let (ended, said) = site.program(&["pitr", "forget", "--timeline", "2", "--yes"]);
+    assert_eq!(ended, Some(0), "{said}");
+    assert_eq!(timelines(), [1]);
+    let restored = site.restore(&Target::Lsn(first_side), &[]);
+    assert_eq!(restored.number("SELECT sum(id) FROM t"), 1);
+    assert!(site.choose(&Target::Latest, Some(2)).is_err());
+    // The other side begins anew, with a backup of its own.
+    let mut capture = site.capture(&second);
+    site.step(&mut capture).unwrap();
+    site.backup(&second);
+    second.sql("INSERT INTO t VALUES (300)");
+    site.step(&mut capture).unwrap();
+    assert_eq!(timelines(), [1, 2]);
+    let restored = site.restore(&Target::Latest, &[]);
+    assert_eq!(restored.number("SELECT sum(id) FROM t"), 321);
+}
+
+#[test]
+fn of_two_clusters_one_has_to_be_named() {
+    let (first, second) = (Cluster::new(), Cluster::new());
+    let site = Site::new();
+    for source in [&first, &second] {
+        let mut capture = site.capture(source);
+        source.sql("CREATE TABLE t (id int)");
+        site.step(&mut capture).unwrap();
+        site.place.block_on(capture.close());
+    }
+    let system =
+        |cluster: &Cluster| cluster.text("SELECT system_identifier::text FROM pg_control_system()");
+    let (ended, said) = site.program(&["pitr", "forget", "--timeline", "1", "--yes"]);
+    assert_eq!(ended, Some(1), "{said}");
+    for cluster in [&first, &second] {
+        let named = format!("--system {}", system(cluster));
+        assert!(said.contains(&named), "\"{named}\" is not in: {said}");
+    }
+    let doomed = system(&first);
+    let named = ["pitr", "forget", "--timeline", "1", "--yes", "--system"];
+    let (ended, said) = site.program(&[&named[..], &[&doomed]].concat());
+    assert_eq!(ended, Some(0), "{said}");
+    let left = site.repository().wal().unwrap().systems;
+    assert_eq!(left, [system(&second).parse::<u64>().unwrap()]);
 }

@@ -36,7 +36,7 @@ impl Fetch<'_> {
         };
         let (mut stored_bytes, mut gap) = (0, None);
         if line.end > self.look.flushed {
-            return Err(self.contradicted(&line));
+            return Err(self.contradicted(open, &line));
         }
         while line.end < self.look.flushed {
             let at = line.end;
@@ -94,7 +94,7 @@ impl Fetch<'_> {
         };
         line.end = newest.end;
         if line.end > self.look.flushed {
-            return Err(self.contradicted(&line));
+            return Err(self.contradicted(open, &line));
         }
         self.compare(open, &line, newest)?;
         let unit = unit_start(line.end);
@@ -133,7 +133,8 @@ impl Fetch<'_> {
                     return Err(self.access.error(
                         ErrorKind::Setup,
                         format!(
-                            "the server's timeline {timeline} is not the one that the repository has WAL of: its history differs, because two restores gave one number twice. Run `pitr forget --timeline {timeline}` to drop that WAL, then back up"
+                            "the server's timeline {timeline} is not the one that the repository has WAL of: its history differs, because two restores gave one number twice. Run `pitr forget --timeline {timeline} --system {}` to drop that WAL, then back up",
+                            open.system
                         ),
                     ));
                 }
@@ -294,19 +295,20 @@ impl Fetch<'_> {
         if stored == found {
             Ok(())
         } else {
-            Err(self.contradicted(line))
+            Err(self.contradicted(open, line))
         }
     }
 
-    fn contradicted(&self, line: &Line) -> ServiceError {
+    fn contradicted(&self, open: &Open, line: &Line) -> ServiceError {
         self.access.error(
             ErrorKind::Setup,
             format!(
-                "the server's WAL of timeline {} is not the one that is stored up to {}: its data directory was put back to an older state without a new timeline, and wrote on from there (it is at {} now). Run `pitr forget --timeline {}` to drop what is stored of it, then back up",
+                "the server's WAL of timeline {} is not the one that is stored up to {}: its data directory was put back to an older state without a new timeline, and wrote on from there (it is at {} now). Run `pitr forget --timeline {} --system {}` to drop what is stored of it, then back up",
                 line.timeline,
                 Lsn(line.end),
                 Lsn(self.look.flushed),
-                line.timeline
+                line.timeline,
+                open.system
             ),
         )
     }

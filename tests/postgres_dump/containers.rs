@@ -261,6 +261,61 @@ fn a_table_comes_out_of_a_physical_backup_through_a_container() {
     assert_eq!(left, [""; 0]);
 }
 
+/// Has the image's `pg_verifybackup` look at an unpacked backup; what it said, when it accepts it.
+fn verified(data: &Path) -> Result<String, String> {
+    let mount = format!("{}:/restored:ro", data.display());
+    let output = Command::new("docker")
+        .args(["run", "--rm", "--network=none", "-v", &mount, IMAGE])
+        .args(["pg_verifybackup", "/restored"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        Ok(said.into_owned())
+    } else {
+        Err(said.into_owned())
+    }
+}
+
+#[test]
+fn the_list_of_files_is_as_the_servers_own_tool_wants_it() {
+    let container = Container::start();
+    container.fill();
+    let place = Place::new();
+    let (stack, config) = (container.stack(), place.config(&[ENGINE]));
+    let mut service = Postgres::new(&config, &stack).unwrap();
+    let manifest = place.backup(&mut service, || ()).unwrap();
+    let record = manifest.archive("db").unwrap();
+    let home = tempfile::tempdir_in("/var/tmp").unwrap();
+    let data = home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let restore = PostgresRestore::new(&config, &stack).unwrap();
+    place.block_on(async {
+        let archive = place.repository().archive(&manifest, record).unwrap();
+        unpack(archive.into_async(), &data, &restore.unpack_options())
+            .await
+            .unwrap();
+    });
+
+    let list = std::fs::read_to_string(data.join("backup_manifest")).unwrap();
+    assert!(
+        list.starts_with("{ \"PostgreSQL-Backup-Manifest-Version\": 2,"),
+        "{list}"
+    );
+    // Names, sizes, sums, the cluster's identifier, and the WAL.
+    let said = verified(&data).unwrap();
+    assert!(said.contains("successfully verified"), "{said}");
+    let other = list.replace("\"System-Identifier\": ", "\"System-Identifier\": 1");
+    assert_ne!(other, list);
+    std::fs::write(data.join("backup_manifest"), other).unwrap();
+    let said = verified(&data).unwrap_err();
+    assert!(said.contains("manifest checksum mismatch"), "{said}");
+    std::fs::write(data.join("backup_manifest"), list).unwrap();
+    std::fs::write(data.join("PG_VERSION"), "18\n").unwrap();
+    let said = verified(&data).unwrap_err();
+    assert!(said.contains("\"PG_VERSION\""), "{said}");
+}
+
 #[test]
 fn a_command_in_a_container_streams_without_end_and_tells_how_it_ended() {
     let container = Container::start();

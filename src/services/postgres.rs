@@ -144,7 +144,7 @@ impl Postgres {
             tracing::warn!(service = %access.service, "no replication slot keeps the WAL during the backup: {why}");
             Kept::Not(Unkept::Refused(why))
         } else {
-            Kept::Watched(watch(session, &source, &slot).await?)
+            Kept::Watched(RoomWatch::begin(session, source.wal_directory()?, &slot).await?)
         };
         let (databases, tablespaces) = session
             .run("list the databases", |client| {
@@ -400,20 +400,6 @@ impl Begun {
             .map_err(|err| source.copy_error(CopyError::from(err)))?;
         write(archive, control.0, control.1)
     }
-}
-
-/// Begins to watch the disk that the slot keeps WAL on.
-async fn watch(session: &Session, source: &Source, slot: &str) -> Result<RoomWatch, ServiceError> {
-    let max_wal_bytes = session
-        .run("ask for max_wal_size", server::max_wal_bytes)
-        .await?;
-    let directory = source.wal_directory()?;
-    RoomWatch::begin(session.line(), slot, directory, max_wal_bytes).map_err(|err| {
-        source.access.error(
-            ErrorKind::Io,
-            format!("cannot watch the disk that the server's WAL lies on: {err}"),
-        )
-    })
 }
 
 async fn estimate(access: &Access) -> Result<u64, ServiceError> {

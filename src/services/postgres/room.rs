@@ -1,17 +1,18 @@
-//! Watches the disk that the WAL lies on, for as long as a backup's slot keeps WAL there.
+//! Watches the disk that the WAL lies on, for as long as a slot keeps WAL there.
 //!
-//! The slot of a backup has no cap of its own, and a server that finds no room for its WAL stops with a PANIC. So
-//! the slot goes before the server does; the backup fails with a sentence when WAL that it needs went with it.
+//! The slot of a backup has no cap of its own, that of point-in-time recovery may have one that the disk is too small
+//! for, and a server that finds no room for its WAL stops with a PANIC. So the slot goes before the server does: the
+//! backup fails with a sentence when WAL that it needs went with it, and recovery has a gap.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::server;
-use super::session::Line;
-use crate::services::ServiceError;
+use super::session::{Line, Session};
+use crate::services::{ErrorKind, ServiceError};
 
 /// A disk of some hundred megabytes fills in seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -25,8 +26,9 @@ pub enum Unkept {
     GivenUp(GivenUp),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenUp {
+    slot: String,
     kept_bytes: u64,
     free_bytes: u64,
 }
@@ -61,7 +63,8 @@ impl fmt::Display for GivenUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the backup's replication slot kept {} MB of WAL while the disk had {} MB left, and was given up before the server ran out of room",
+            "the replication slot {} kept {} MB of WAL while the disk had {} MB left, and was given up before the server ran out of room",
+            self.slot,
             self.kept_bytes >> 20,
             self.free_bytes >> 20
         )
@@ -79,30 +82,37 @@ struct Room {
     line: Line,
     slot: String,
     directory: PathBuf,
-    /// Less free space than this is too little: the server writes about as much until its next checkpoint.
-    reserve_bytes: u64,
+    max_wal_bytes: u64,
 }
 
 impl RoomWatch {
-    /// Watches over the slot of the session that `line` leads to; `max_wal_bytes` is the server's `max_wal_size`.
-    pub fn begin(
-        line: Line,
-        slot: &str,
+    /// Watches over a slot, through a session that has nothing else to do for long.
+    pub async fn begin(
+        session: &Session,
         directory: PathBuf,
-        max_wal_bytes: u64,
-    ) -> std::io::Result<Self> {
+        slot: &str,
+    ) -> Result<Self, ServiceError> {
         let room = Room {
-            line,
+            line: session.line(),
             slot: slot.to_owned(),
-            reserve_bytes: reserve(free_bytes(&directory)?, max_wal_bytes),
             directory,
+            max_wal_bytes: session
+                .run("ask for max_wal_size", server::max_wal_bytes)
+                .await?,
         };
         let given_up = Arc::new(OnceLock::new());
         let (until, ended) = mpsc::channel();
         let told = Arc::clone(&given_up);
         std::thread::Builder::new()
             .name("postgres-room".to_owned())
-            .spawn(move || room.watch(&ended, &told))?;
+            .spawn(move || room.watch(&ended, &told))
+            .map_err(|err| {
+                ServiceError::new(
+                    session.service(),
+                    ErrorKind::Io,
+                    format!("cannot start a thread: {err}"),
+                )
+            })?;
         Ok(Self {
             given_up,
             _until: until,
@@ -116,34 +126,41 @@ impl RoomWatch {
 
 impl Room {
     fn watch(&self, ended: &mpsc::Receiver<()>, told: &OnceLock<Unkept>) {
+        let service = self.line.service();
         while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-            let free = match free_bytes(&self.directory) {
-                Ok(free) if free < self.reserve_bytes => free,
-                Ok(_) => continue,
+            let given_up = match self.look() {
+                Ok(None) => continue,
+                Ok(Some(given_up)) => given_up,
+                // A session that ended takes a backup's slot along; another one is begun for the others.
                 Err(err) => {
-                    tracing::warn!(
-                        service = self.line.service(),
-                        "the free space where pg_wal lies is not known: {err}"
-                    );
+                    tracing::debug!(service, "{err}");
                     continue;
                 }
             };
-            match self.give_up(free) {
-                Ok(None) => {}
-                Ok(Some(given_up)) => {
-                    tracing::error!(service = self.line.service(), "{given_up}");
-                    // Nobody else sets it.
-                    told.set(Unkept::GivenUp(given_up)).ok();
-                    self.checkpoint();
-                    return;
-                }
-                // With the session goes the slot.
-                Err(err) => {
-                    tracing::debug!("{err}");
-                    return;
-                }
-            }
+            tracing::error!(service, "{given_up}");
+            // Of a slot that is begun anew nobody asks.
+            told.set(Unkept::GivenUp(given_up)).ok();
+            self.checkpoint();
         }
+    }
+
+    fn look(&self) -> Result<Option<GivenUp>, ServiceError> {
+        let space = rustix::fs::statvfs(&self.directory).map_err(|err| {
+            ServiceError::new(
+                self.line.service(),
+                ErrorKind::Io,
+                format!(
+                    "cannot tell how much room is left in {}: {err}",
+                    self.directory.display()
+                ),
+            )
+        })?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let all = space.f_blocks.saturating_mul(space.f_frsize);
+        if free >= reserve(all, self.max_wal_bytes) {
+            return Ok(None);
+        }
+        self.give_up(free)
     }
 
     /// Drops the slot where it keeps more than is left; otherwise the disk is filled by something else, and there
@@ -151,13 +168,14 @@ impl Room {
     fn give_up(&self, free_bytes: u64) -> Result<Option<GivenUp>, ServiceError> {
         let slot = self.slot.clone();
         self.line
-            .run_blocking("look after the backup's replication slot", move |client| {
+            .run_blocking("look after the replication slot", move |client| {
                 let kept_bytes = server::kept_by_slot(client, &slot)?;
                 if kept_bytes <= free_bytes {
                     return Ok(None);
                 }
                 server::drop_slot(client, &slot)?;
                 Ok(Some(GivenUp {
+                    slot,
                     kept_bytes,
                     free_bytes,
                 }))
@@ -175,18 +193,14 @@ impl Room {
     }
 }
 
-const fn reserve(free_bytes: u64, max_wal_bytes: u64) -> u64 {
-    let half = free_bytes / 2;
-    if max_wal_bytes < half {
+/// Less free space is too little: the server writes about as much until its next checkpoint.
+const fn reserve(all_bytes: u64, max_wal_bytes: u64) -> u64 {
+    let quarter = all_bytes / 4;
+    if max_wal_bytes < quarter {
         max_wal_bytes
     } else {
-        half
+        quarter
     }
-}
-
-fn free_bytes(directory: &Path) -> std::io::Result<u64> {
-    let space = rustix::fs::statvfs(directory)?;
-    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 #[cfg(test)]
@@ -197,7 +211,7 @@ mod tests {
     fn what_is_left_to_the_server_is_what_it_writes_between_checkpoints() {
         let gb = 1 << 30;
         assert_eq!(reserve(100 * gb, gb), gb);
-        // Where that is never free, half of what is.
-        assert_eq!(reserve(gb, 4 * gb), gb / 2);
+        // On a disk that is small for that, a quarter.
+        assert_eq!(reserve(2 * gb, gb), gb / 2);
     }
 }

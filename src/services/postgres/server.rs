@@ -206,12 +206,12 @@ pub fn max_wal_bytes(client: &mut Client) -> Result<u64, Error> {
     Ok(u64::try_from(megabytes).unwrap_or(0) << 20)
 }
 
-/// Drops the slot, if this session still has it.
+/// Drops the slot, if it is there and no other session uses it.
 pub fn drop_slot(client: &mut Client, name: &str) -> Result<(), Error> {
     client
         .execute(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-             WHERE slot_name = $1::text::name AND temporary AND active_pid = pg_backend_pid()",
+             WHERE slot_name = $1::text::name AND (NOT active OR active_pid = pg_backend_pid())",
             &[&name],
         )
         .map(|_| ())

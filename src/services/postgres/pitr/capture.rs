@@ -14,6 +14,7 @@ use crate::repository::Repository;
 use crate::repository::wal::Stretch;
 use crate::services::postgres::access::Access;
 use crate::services::postgres::locate;
+use crate::services::postgres::room::RoomWatch;
 use crate::services::postgres::session::{Session, query_error};
 use crate::services::postgres::wal::{Lsn, SegmentSize};
 use crate::services::{ErrorKind, ServiceError};
@@ -31,12 +32,22 @@ pub struct Capture {
 
 struct Open {
     session: Session,
+    /// The disk is watched between steps, too, and while a repository does not answer.
+    room: RoomWatch,
     directory: PathBuf,
     size: SegmentSize,
     system: u64,
     line: Option<Line>,
     /// When the repository was told last that nothing new was there.
     seen: Option<Timestamp>,
+}
+
+impl Open {
+    async fn close(self) {
+        // It is a user of the session, too.
+        drop(self.room);
+        self.session.close().await;
+    }
 }
 
 /// The timeline being fetched.
@@ -106,7 +117,7 @@ impl Capture {
         if outcome.is_err()
             && let Some(open) = self.open.take()
         {
-            open.session.close().await;
+            open.close().await;
         }
         outcome
     }
@@ -114,7 +125,7 @@ impl Capture {
     /// Ends the session; the slot stays.
     pub async fn close(mut self) {
         if let Some(open) = self.open.take() {
-            open.session.close().await;
+            open.close().await;
         }
     }
 
@@ -194,8 +205,10 @@ impl Capture {
         let free = rustix::fs::statvfs(&directory)
             .map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize));
         self.guard.cap = guard::cap_bytes(free, self.most_wal_bytes);
+        let room = RoomWatch::begin(&session, directory.clone(), &self.guard.slot).await?;
         Ok(Some(Open {
             session,
+            room,
             directory,
             size,
             system,

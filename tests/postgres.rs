@@ -8,6 +8,8 @@ mod boundary;
 mod cluster;
 #[path = "postgres/damage.rs"]
 mod damage;
+#[path = "postgres/kills.rs"]
+mod kills;
 #[path = "postgres/load.rs"]
 mod load;
 #[path = "postgres/mount.rs"]

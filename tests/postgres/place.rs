@@ -1,6 +1,7 @@
 //! A repository, and the way of a backup into it and out again, as the commands go it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,7 +14,7 @@ use lifeboat::services::postgres::{Postgres, PostgresRestore};
 use lifeboat::services::{RunContext, Service, ServiceError};
 use lifeboat::stack::journal::Journal;
 
-use crate::cluster::{Cluster, config};
+use crate::cluster::{Cluster, PASSWORD, config};
 
 pub struct Place {
     root: tempfile::TempDir,
@@ -43,6 +44,22 @@ impl Place {
 
     pub fn state(&self) -> PathBuf {
         self.root.path().join("state")
+    }
+
+    /// For the program itself, with this repository and server.
+    pub fn environment(&self, command: &mut Command, cluster: &Cluster) {
+        let nowhere = self.root.path().join("none");
+        command
+            .env("DOCKER_HOST", "none")
+            .env("LIFEBOAT_STATE", self.state())
+            .env("LIFEBOAT_REPOSITORY", self.root.path().join("repo"))
+            .env("LIFEBOAT_PROJECT_DIR", &nowhere)
+            .env("LIFEBOAT_DATA", &nowhere)
+            .env("POSTGRES_HOST", "127.0.0.1")
+            .env("POSTGRES_PORT", cluster.port.to_string())
+            .env("POSTGRES_USER", "postgres")
+            .env("POSTGRES_PASSWORD", PASSWORD)
+            .env("POSTGRES_DATA", &cluster.data);
     }
 
     pub fn run(&self) -> RunContext {

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use super::*;
-use crate::cluster::PASSWORD;
 
 /// The program itself, with the right to read what the server's group may read, and no more.
 fn backup_without_capabilities(place: &Place, cluster: &Cluster) -> Output {
@@ -20,22 +19,8 @@ fn backup_without_capabilities(place: &Place, cluster: &Cluster) -> Output {
     } else {
         Command::new(program)
     };
-    let root = place.state();
-    let root = root.parent().unwrap();
-    command
-        .arg("backup")
-        .env("DOCKER_HOST", "none")
-        .env("LIFEBOAT_STATE", place.state())
-        .env("LIFEBOAT_REPOSITORY", root.join("repo"))
-        .env("LIFEBOAT_PROJECT_DIR", root.join("none"))
-        .env("LIFEBOAT_DATA", root.join("none"))
-        .env("POSTGRES_HOST", "127.0.0.1")
-        .env("POSTGRES_PORT", cluster.port.to_string())
-        .env("POSTGRES_USER", "postgres")
-        .env("POSTGRES_PASSWORD", PASSWORD)
-        .env("POSTGRES_DATA", &cluster.data)
-        .output()
-        .unwrap()
+    place.environment(&mut command, cluster);
+    command.arg("backup").output().unwrap()
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn a_small_disk_is_not_filled_by_what_the_slot_keeps() {
 
 #[test]
 fn a_cap_that_the_disk_is_too_small_for_does_not_cost_the_server() {
-    let disk = Mount::tmpfs(200);
+    let disk = Mount::tmpfs(256);
     let source = Cluster::with(
         &["--waldir", disk.path().to_str().unwrap()],
         &["min_wal_size=32MB", "max_slot_wal_keep_size=10GB"],
@@ -161,16 +161,16 @@ fn a_cap_that_the_disk_is_too_small_for_does_not_cost_the_server() {
     let step = site.step(&mut capture).unwrap();
     assert!(matches!(step.kept, Kept::Slot { .. }), "{:?}", step.kept);
     // As if the repository did not answer meanwhile.
-    write(&source, 300);
+    write(&source, 330);
     assert_eq!(source.number(SLOTS), 0);
     source.sql("CHECKPOINT; INSERT INTO filler VALUES ('alive'); CHECKPOINT");
     let step = site.step(&mut capture).unwrap();
     assert!(step.gap.is_some());
     assert!(matches!(step.kept, Kept::Slot { .. }), "{:?}", step.kept);
     // That one is watched as well.
-    write(&source, 300);
+    write(&source, 330);
     assert_eq!(source.number(SLOTS), 0);
-    assert_eq!(source.number("SELECT count(*) FROM filler"), 540_001);
+    assert_eq!(source.number("SELECT count(*) FROM filler"), 594_001);
 }
 
 #[test]

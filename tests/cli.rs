@@ -26,7 +26,11 @@ impl Place {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-        command.args(args).env_clear().stdin(Stdio::null());
+        command
+            .args(args)
+            .env_clear()
+            .env("BACKUP_PRIORITY", "normal")
+            .stdin(Stdio::null());
         command
             .env("DOCKER_HOST", "none")
             .env("PATH", "/usr/bin:/bin");

@@ -63,7 +63,11 @@ fn assert_same(place: &Place) {
 
 fn lifeboat(place: &Place, args: &[&str], copy_to: Option<&Path>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-    command.args(args).env_clear().stdin(Stdio::null());
+    command
+        .args(args)
+        .env_clear()
+        .env("BACKUP_PRIORITY", "normal")
+        .stdin(Stdio::null());
     command
         .env("DOCKER_HOST", "none")
         .env("PATH", "/usr/bin:/bin");

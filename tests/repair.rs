@@ -13,7 +13,11 @@ use repo::{Place, noise, read};
 
 fn lifeboat(place: &Place, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-    command.args(args).env_clear().stdin(Stdio::null());
+    command
+        .args(args)
+        .env_clear()
+        .env("BACKUP_PRIORITY", "normal")
+        .stdin(Stdio::null());
     for (name, dir) in [
         ("LIFEBOAT_REPOSITORY", "repo"),
         ("LIFEBOAT_STATE", "state"),

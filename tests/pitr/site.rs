@@ -89,6 +89,7 @@ impl Site {
         command
             .args(arguments)
             .env("DOCKER_HOST", "none")
+            .env("BACKUP_PRIORITY", "normal")
             .env("LIFEBOAT_STATE", &state)
             .env("LIFEBOAT_REPOSITORY", root.join("repo"))
             .env("LIFEBOAT_PROJECT_DIR", root.join("none"))

@@ -51,6 +51,7 @@ impl Place {
         let nowhere = self.root.path().join("none");
         command
             .env("DOCKER_HOST", "none")
+            .env("BACKUP_PRIORITY", "normal")
             .env("LIFEBOAT_STATE", self.state())
             .env("LIFEBOAT_REPOSITORY", self.root.path().join("repo"))
             .env("LIFEBOAT_PROJECT_DIR", &nowhere)

@@ -18,6 +18,7 @@ fn command(server: &Server, root: &Path, args: &[&str]) -> Command {
     command
         .args(args)
         .env_clear()
+        .env("BACKUP_PRIORITY", "normal")
         .stdin(Stdio::null())
         .env("PATH", "/usr/bin:/bin")
         .env("DOCKER_HOST", "none")

@@ -20,6 +20,9 @@ use crate::repository::session::{BackupNotes, new_id};
 use crate::repository::throttle::Throttle;
 use crate::retention::Decision;
 
+/// Shorter pauses are nobody's concern.
+const WORTH_TELLING: Duration = Duration::from_secs(10);
+
 /// Backs up the stack now, while it runs.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
@@ -168,6 +171,7 @@ async fn backup(
         warnings: place.stack.warnings.clone(),
         imported: None,
     };
+    let paused = session.session().paused();
     let manifest = tokio::task::block_in_place(|| session.commit(archives, notes))
         .context("commit the backup")?;
     tracing::info!(
@@ -177,6 +181,13 @@ async fn backup(
         output::bytes(manifest.stored_bytes),
         manifest.skew_ms
     );
+    if paused > WORTH_TELLING {
+        tracing::info!(
+            backup = %id,
+            "paused for {} s while the services kept the processors busy; with BACKUP_PRIORITY=normal it does not",
+            paused.as_secs()
+        );
+    }
     Ok(manifest)
 }
 

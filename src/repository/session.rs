@@ -62,6 +62,11 @@ impl Session {
         self.throttle.get_or_init(|| throttle);
     }
 
+    /// How long archives paused for that, added up.
+    pub fn paused(&self) -> Duration {
+        self.throttle.get().map_or(Duration::ZERO, Throttle::paused)
+    }
+
     /// Counts bytes of a service's data, and waits where reading is held back.
     pub(super) fn count_read(&self, bytes: u64) {
         self.progress.add_read(bytes);

@@ -22,6 +22,8 @@ mod refusals;
 mod role;
 #[path = "postgres/room.rs"]
 mod room;
+#[path = "postgres/ruins.rs"]
+mod ruins;
 #[path = "postgres/sessions.rs"]
 mod sessions;
 #[path = "postgres/target.rs"]

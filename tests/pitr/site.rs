@@ -179,9 +179,11 @@ impl Site {
     }
 }
 
-/// The server's own clock.
+/// The server's own clock. Until when WAL is stored is known to the millisecond, so what is looked at after this is of a
+/// later one.
 pub fn clock(cluster: &Cluster) -> Timestamp {
     let micros = cluster.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+    std::thread::sleep(std::time::Duration::from_millis(2));
     Timestamp::from_microsecond(micros).unwrap()
 }
 

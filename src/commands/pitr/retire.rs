@@ -2,10 +2,13 @@
 //!
 //! Where those end is remembered ([`history`](crate::repository::history)), so that a night reads the manifests
 //! that are new. Before anything is dropped, the manifests of the backups are read again that recovery would
-//! begin with instead: one that was damaged since is no beginning.
+//! begin with instead: one that was damaged since is no beginning. A host that can only write knows of its backups
+//! when they began, by their ids, and keeps WAL from the newest one on that began before the time that is promised.
 
 use std::collections::BTreeSet;
 
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +38,15 @@ struct End {
     timeline: u32,
     stop: u64,
     stopped: Timestamp,
+}
+
+/// What is known of the base backups.
+#[derive(Debug, Default)]
+struct Bases {
+    /// Where they end, by their ids.
+    ends: Vec<(String, End)>,
+    /// When those began that cannot be read here.
+    unread: Vec<Timestamp>,
 }
 
 /// What nothing needs, and why.
@@ -80,22 +92,33 @@ fn decide_well<'s>(
     oldest: Timestamp,
 ) -> Result<Vec<&'s Stretch>, RepositoryError> {
     let mut known = Manifests::load(repository, &context.config.state, WHAT, ends)?;
-    let mut decision = decide(stretches, &all_ends(&mut known)?, oldest);
+    let mut decision = decide(stretches, &all_bases(&mut known)?, oldest);
     if !decision.drop.is_empty() && !known.hold_true(decision.rests_on.iter().map(String::as_str)) {
-        decision = decide(stretches, &all_ends(&mut known)?, oldest);
+        decision = decide(stretches, &all_bases(&mut known)?, oldest);
     }
     known.save();
     Ok(decision.drop)
 }
 
-/// Where the base backups end, by their ids; those that cannot be read are `verify`'s business.
-fn all_ends(known: &mut Manifests<'_, Vec<End>>) -> Result<Vec<(String, End)>, RepositoryError> {
-    let mut found = Vec::new();
+/// What is known of the base backups. That some are damaged is `verify`'s business.
+fn all_bases(known: &mut Manifests<'_, Vec<End>>) -> Result<Bases, RepositoryError> {
+    let mut bases = Bases::default();
     for (id, ends) in known.of_all()? {
-        let ends = ends.unwrap_or_default();
-        found.extend(ends.into_iter().map(|end| (id.clone(), end)));
+        match ends {
+            Ok(ends) => bases
+                .ends
+                .extend(ends.into_iter().map(|end| (id.clone(), end))),
+            Err(_) => bases.unread.extend(begun(&id)),
+        }
     }
-    Ok(found)
+    Ok(bases)
+}
+
+/// When a backup began, by its id.
+fn begun(id: &str) -> Option<Timestamp> {
+    let (time, _) = id.split_once('-')?;
+    let time = DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
 
 fn ends(manifest: &Manifest) -> Vec<End> {
@@ -114,11 +137,13 @@ fn ends(manifest: &Manifest) -> Vec<End> {
         .collect()
 }
 
-fn decide<'s>(stretches: &'s [Stretch], ends: &[(String, End)], oldest: Timestamp) -> Decision<'s> {
+fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, oldest: Timestamp) -> Decision<'s> {
     let mut decision = Decision::default();
+    let unread = bases.unread.iter().filter(|begun| **begun <= oldest);
+    let oldest_unread = unread.max().copied().unwrap_or(oldest);
     for stretch in stretches {
-        let first = beginning(ends, stretch.system, oldest);
-        if is_needed(stretch, first.map(|(_, end)| end), oldest) {
+        let first = beginning(&bases.ends, stretch.system, oldest);
+        if is_needed(stretch, first.map(|(_, end)| end), oldest_unread) {
             continue;
         }
         decision.drop.push(stretch);
@@ -137,15 +162,15 @@ fn beginning(ends: &[(String, End)], system: u64, oldest: Timestamp) -> Option<&
         .or_else(|| own().min_by_key(|(_, end)| end.stopped))
 }
 
-/// Whether recovery from its beginning on could read it.
-fn is_needed(stretch: &Stretch, first: Option<&End>, oldest: Timestamp) -> bool {
+/// Whether recovery from its beginning on could read it, or from `since` on where that is not known.
+fn is_needed(stretch: &Stretch, first: Option<&End>, since: Timestamp) -> bool {
     match first {
         Some(first) => {
             stretch.timeline > first.timeline
                 || (stretch.timeline == first.timeline && stretch.end > first.stop)
         }
         // Its first backup may be under way.
-        None => stretch.at() >= oldest,
+        None => stretch.at() >= since,
     }
 }
 
@@ -179,8 +204,15 @@ mod tests {
     }
 
     /// Whether a stretch stays.
-    fn is_kept(stretch: Stretch, ends: &[(String, End)], oldest: Timestamp) -> bool {
-        decide(&[stretch], ends, oldest).drop.is_empty()
+    fn is_kept(stretch: Stretch, bases: &Bases, oldest: Timestamp) -> bool {
+        decide(&[stretch], bases, oldest).drop.is_empty()
+    }
+
+    fn read(ends: impl Into<Vec<(String, End)>>) -> Bases {
+        Bases {
+            ends: ends.into(),
+            unread: Vec::new(),
+        }
     }
 
     #[test]
@@ -192,7 +224,8 @@ mod tests {
             end(2, 400, 12),
         ]
         .map(|end| (format!("of {}", end.stop), end));
-        let kept = |s: Stretch, oldest| is_kept(s, &ends, at(oldest));
+        let bases = read(ends);
+        let kept = |s: Stretch, oldest| is_kept(s, &bases, at(oldest));
         // Promised from day 7 on: the backup of day 5 is where that begins.
         assert!(!kept(stretch(1, 150, 4), 7));
         assert!(!kept(stretch(1, 190, 4), 7));
@@ -208,20 +241,38 @@ mod tests {
         assert!(!kept(stretch(1, 85, 0), -3));
         // What must hold for that.
         let all = [stretch(1, 150, 4), stretch(1, 290, 9)];
-        let decision = decide(&all, &ends, at(7));
+        let decision = decide(&all, &bases, at(7));
         assert_eq!(decision.drop, [&all[0]]);
         assert_eq!(decision.rests_on, ["of 200".to_owned()].into());
     }
 
     #[test]
     fn wal_without_any_backup_waits_for_the_first() {
-        assert!(is_kept(stretch(1, 0, 5), &[], at(3)));
-        assert!(!is_kept(stretch(1, 0, 2), &[], at(3)));
+        assert!(is_kept(stretch(1, 0, 5), &Bases::default(), at(3)));
+        assert!(!is_kept(stretch(1, 0, 2), &Bases::default(), at(3)));
         let other = End {
             system: 8,
             ..end(1, 1000, 9)
         };
-        let other = [("other".to_owned(), other)];
+        let other = read([("other".to_owned(), other)]);
         assert!(is_kept(stretch(1, 0, 5), &other, at(3)));
+    }
+
+    #[test]
+    fn a_host_that_cannot_read_its_backups_keeps_wal_from_where_one_began() {
+        let id = crate::repository::session::new_id;
+        let unread = [0, 5, 10].iter().filter_map(|day| begun(&id(at(*day))));
+        let bases = Bases {
+            ends: Vec::new(),
+            unread: unread.collect(),
+        };
+        assert_eq!(bases.unread, [at(0), at(5), at(10)]);
+        // Promised from day 7 on, and the backup of day 5 is where that begins.
+        assert!(is_kept(stretch(1, 0, 6), &bases, at(7)));
+        assert!(is_kept(stretch(1, 0, 5), &bases, at(7)));
+        assert!(!is_kept(stretch(1, 0, 4), &bases, at(7)));
+        // Nothing is that old.
+        assert!(!is_kept(stretch(1, 0, -4), &bases, at(-3)));
+        assert_eq!(begun("no id"), None);
     }
 }

@@ -1,6 +1,9 @@
 //! The program as a person calls it, without containers: what it prints, and how it ends.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -25,24 +28,7 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-        command
-            .args(args)
-            .env_clear()
-            .env("BACKUP_PRIORITY", "normal")
-            .stdin(Stdio::null());
-        command
-            .env("DOCKER_HOST", "none")
-            .env("PATH", "/usr/bin:/bin");
-        for (name, dir) in [
-            ("LIFEBOAT_REPOSITORY", "repo"),
-            ("LIFEBOAT_STATE", "state"),
-            ("LIFEBOAT_DATA", "data"),
-            ("LIFEBOAT_PROJECT_DIR", "project"),
-        ] {
-            command.env(name, self.path(dir));
-        }
-        command
+        program::lifeboat(self.root.path(), args)
     }
 
     fn run(&self, args: &[&str]) -> Output {

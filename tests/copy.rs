@@ -1,6 +1,8 @@
 //! `copy`: a second repository holds what the first does, whatever is in between.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/repo.rs"]
 mod repo;
 #[path = "store/server.rs"]
@@ -8,7 +10,7 @@ mod repo;
 mod server;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -62,23 +64,7 @@ fn assert_same(place: &Place) {
 }
 
 fn lifeboat(place: &Place, args: &[&str], copy_to: Option<&Path>) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-    command
-        .args(args)
-        .env_clear()
-        .env("BACKUP_PRIORITY", "normal")
-        .stdin(Stdio::null());
-    command
-        .env("DOCKER_HOST", "none")
-        .env("PATH", "/usr/bin:/bin");
-    for (name, dir) in [
-        ("LIFEBOAT_REPOSITORY", "repo"),
-        ("LIFEBOAT_STATE", "state"),
-        ("LIFEBOAT_DATA", "data"),
-        ("LIFEBOAT_PROJECT_DIR", "project"),
-    ] {
-        command.env(name, place.path(dir));
-    }
+    let mut command = program::lifeboat(&place.path(""), args);
     if let Some(target) = copy_to {
         command.env("COPY_REPOSITORY", target);
     }

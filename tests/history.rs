@@ -1,6 +1,8 @@
 //! Many backups: what a host remembers of them spares reading, and changes no decision.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "history/wal.rs"]
 mod wal;
 
@@ -57,28 +59,13 @@ impl Place {
     }
 
     fn command(&self, keep: usize, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        let mut command = program::lifeboat(self.root.path(), args);
         command
-            .args(args)
-            .env_clear()
-            .env("BACKUP_PRIORITY", "normal")
-            .stdin(Stdio::null());
-        command
-            .env("DOCKER_HOST", "none")
-            .env("PATH", "/usr/bin:/bin")
             .env("AGE_PASSPHRASE", PASSPHRASE)
             .env("BACKUP_KEEP_LAST", keep.to_string());
         // The newest of each period is the newest of all, whenever midnight is.
         for period in ["DAYS", "WEEKS", "MONTHS"] {
             command.env(format!("BACKUP_KEEP_{period}"), "1");
-        }
-        for (name, dir) in [
-            ("LIFEBOAT_REPOSITORY", "repo"),
-            ("LIFEBOAT_STATE", "state"),
-            ("LIFEBOAT_DATA", "data"),
-            ("LIFEBOAT_PROJECT_DIR", "project"),
-        ] {
-            command.env(name, self.path(dir));
         }
         command
     }

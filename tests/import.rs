@@ -9,6 +9,8 @@ mod cluster;
 mod home;
 #[path = "adapters/place.rs"]
 mod place;
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/tarball.rs"]
 mod tarball;
 

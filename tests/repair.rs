@@ -1,10 +1,12 @@
 //! `repair`: what is lost in one place is taken from another, and nothing is called healed that is not.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/repo.rs"]
 mod repo;
 
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use lifeboat::archive::{Cut, EntryMeta, OnChange};
 use lifeboat::repository::repair::{heal, rebuild_index};
@@ -12,19 +14,7 @@ use lifeboat::repository::verify::Depth;
 use repo::{Place, noise, read};
 
 fn lifeboat(place: &Place, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
-    command
-        .args(args)
-        .env_clear()
-        .env("BACKUP_PRIORITY", "normal")
-        .stdin(Stdio::null());
-    for (name, dir) in [
-        ("LIFEBOAT_REPOSITORY", "repo"),
-        ("LIFEBOAT_STATE", "state"),
-        ("LIFEBOAT_DATA", "data"),
-    ] {
-        command.env(name, place.path(dir));
-    }
+    let mut command = program::lifeboat(&place.path(""), args);
     if let Some(passphrase) = &place.keys.passphrase {
         command.env("AGE_PASSPHRASE", passphrase.reveal());
     }

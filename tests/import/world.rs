@@ -1,7 +1,7 @@
 //! A directory as the guides have it, ways to pack it, and the program as a person calls it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -43,23 +43,10 @@ impl World {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+        let mut command = crate::program::lifeboat(&self.path(""), args);
         command
-            .args(args)
-            .env_clear()
-            .env("BACKUP_PRIORITY", "normal")
-            .stdin(Stdio::null());
-        command
-            .env("DOCKER_HOST", "none")
-            .env("PATH", "/usr/bin:/bin");
-        for (name, dir) in [
-            ("LIFEBOAT_REPOSITORY", "repo"),
-            ("LIFEBOAT_STATE", "state"),
-            ("LIFEBOAT_DATA", "live"),
-            ("LIFEBOAT_PROJECT_DIR", "no project"),
-        ] {
-            command.env(name, self.path(dir));
-        }
+            .env("LIFEBOAT_DATA", self.path("live"))
+            .env("LIFEBOAT_PROJECT_DIR", self.path("no project"));
         command.envs(self.env.iter().cloned());
         command
     }

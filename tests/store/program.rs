@@ -1,7 +1,10 @@
 //! The program itself, with its repository in a bucket.
 
+#[path = "../support/program.rs"]
+mod support;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use super::noise;
 use super::server::{PASSWORD, Server, USER};
@@ -14,18 +17,9 @@ fn run(server: &Server, root: &Path, args: &[&str]) -> Output {
 }
 
 fn command(server: &Server, root: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+    let mut command = support::lifeboat(root, args);
     command
-        .args(args)
-        .env_clear()
-        .env("BACKUP_PRIORITY", "normal")
-        .stdin(Stdio::null())
-        .env("PATH", "/usr/bin:/bin")
-        .env("DOCKER_HOST", "none")
         .env("LIFEBOAT_REPOSITORY", "s3://lifeboat/program")
-        .env("LIFEBOAT_STATE", root.join("state"))
-        .env("LIFEBOAT_DATA", root.join("data"))
-        .env("LIFEBOAT_PROJECT_DIR", root.join("project"))
         .env("AWS_ENDPOINT_URL", server.url())
         .env("AWS_ACCESS_KEY_ID", USER)
         .env("AWS_SECRET_ACCESS_KEY", PASSWORD);

@@ -184,7 +184,7 @@ async fn backup(
     if paused > WORTH_TELLING {
         tracing::info!(
             backup = %id,
-            "paused for {} s while the services kept the processors busy; with BACKUP_PRIORITY=normal it does not",
+            "archives paused for {} s, added up, while the services kept the processors busy; with BACKUP_PRIORITY=normal they do not",
             paused.as_secs()
         );
     }

@@ -1,5 +1,8 @@
 //! What keeps the WAL: capped, given back, and never the server's ruin.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use lifeboat::services::ErrorKind;
 use lifeboat::services::postgres::pitr::Target;
 use lifeboat::services::postgres::pitr::guard::Kept;
@@ -47,6 +50,42 @@ fn a_slot_is_capped_advanced_and_given_back() {
     source.sql("SELECT pg_sleep(0.3)");
     assert_eq!(source.text("SHOW max_slot_wal_keep_size"), "-1");
     assert_eq!(site.place.block_on(capture.give_back()).unwrap(), [""; 0]);
+}
+
+#[test]
+fn the_first_step_finds_all_wal_while_the_server_removes_it() {
+    let source = Cluster::with(
+        &["--wal-segsize=1"],
+        &["min_wal_size=2MB", "max_wal_size=2MB"],
+    );
+    source.sql("CREATE TABLE filler (body text)");
+    let stop = Arc::new(AtomicBool::new(false));
+    let removes = {
+        let (stop, mut client) = (Arc::clone(&stop), source.connect());
+        std::thread::spawn(move || {
+            let mut rounds = 0;
+            while !stop.load(Ordering::SeqCst) {
+                for step in [
+                    "INSERT INTO filler VALUES ('one')",
+                    "SELECT pg_switch_wal()",
+                    "CHECKPOINT",
+                ] {
+                    client.batch_execute(step).unwrap();
+                }
+                rounds += 1;
+            }
+            rounds
+        })
+    };
+    for _ in 0..20 {
+        let site = Site::new();
+        let mut capture = site.capture(&source);
+        let step = site.step(&mut capture);
+        site.place.block_on(capture.give_back()).unwrap();
+        assert!(step.unwrap().gap.is_none());
+    }
+    stop.store(true, Ordering::SeqCst);
+    assert!(removes.join().unwrap() > 20);
 }
 
 #[test]

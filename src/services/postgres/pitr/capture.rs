@@ -152,13 +152,6 @@ impl Capture {
         let Some(open) = &mut self.open else {
             return Ok(None);
         };
-        let Some(look) = open
-            .session
-            .run("ask where the WAL ends", guard::look)
-            .await?
-        else {
-            return Ok(None);
-        };
         let guard = self.guard.clone();
         let segment_bytes = open.size.bytes();
         let kept = open
@@ -169,6 +162,14 @@ impl Capture {
             .await?;
         let kept =
             kept.map_err(|err| guard_error(&self.access, "look after the replication slot", err))?;
+        // After the slot: what is looked at may not be removed before it is read.
+        let Some(look) = open
+            .session
+            .run("ask where the WAL ends", guard::look)
+            .await?
+        else {
+            return Ok(None);
+        };
         let fetch = Fetch {
             access: &self.access,
             repository: &self.repository,

@@ -59,6 +59,7 @@ pub mod ranges;
 pub mod reader;
 mod recover;
 pub mod repair;
+pub mod run_id;
 pub mod session;
 pub mod sink;
 mod stock;

@@ -2,6 +2,8 @@
 //! is refused with a sentence, and the server is never harmed by what keeps its WAL.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "pitr/clock.rs"]
+mod clock;
 #[path = "postgres/cluster.rs"]
 #[allow(dead_code)]
 mod cluster;
@@ -28,7 +30,7 @@ use cluster::Cluster;
 use jiff::{Timestamp, ToSpan};
 use lifeboat::repository::wal::spans;
 use lifeboat::services::postgres::pitr::Target;
-use load::{Load, check_structure, check_sums};
+use load::{Load, check_page_sums, check_structure, check_sums};
 use site::{Site, clock, lsn};
 
 const OPTIONS: &[&str] = &["track_commit_timestamp=on"];
@@ -43,7 +45,7 @@ fn committed(source: &Cluster, time: Timestamp) -> i64 {
 
 #[test]
 fn every_moment_comes_back_exact_to_the_commit() {
-    let source = Cluster::with(&[], OPTIONS);
+    let source = Cluster::with(&["--data-checksums"], OPTIONS);
     let site = Site::new();
     let load = Load::start(&source, 2);
     load.wait_for(50);
@@ -84,12 +86,13 @@ fn every_moment_comes_back_exact_to_the_commit() {
         }
     }
     // And nothing at all is lost at the end.
-    let restored = site.restore(&Target::Latest, OPTIONS);
+    let mut restored = site.restore(&Target::Latest, OPTIONS);
     assert_eq!(
         restored.number("SELECT count(*) FROM ledger"),
         source.number("SELECT count(*) FROM ledger")
     );
     check_structure(&restored);
+    check_page_sums(&mut restored);
     for file in ["recovery.signal", "backup_label"] {
         assert!(!restored.data.join(file).exists(), "{file}");
     }

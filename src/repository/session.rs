@@ -15,6 +15,8 @@ use super::manifest::{ArchiveRecord, Imported, Manifest, Parent};
 use super::pace::Pace;
 use super::pipeline::{Pipeline, Workers};
 pub use super::progress::Progress;
+use super::run_id;
+pub use super::run_id::new_id;
 use super::sink::{SealedArchive, Sink};
 use super::table::BlockTable;
 use super::throttle::Throttle;
@@ -170,15 +172,6 @@ pub struct BackupNotes {
     pub imported: Option<(Timestamp, Imported)>,
 }
 
-/// A new backup's id: sorts by time, and is unique among hosts.
-pub fn new_id(now: Timestamp) -> String {
-    format!(
-        "{}-{}",
-        now.strftime("%Y%m%dT%H%M%SZ"),
-        super::hex(&rand::random::<[u8; 3]>())
-    )
-}
-
 /// How long a backup waits for a prune that has the repository for itself.
 const LOCK_PATIENCE: Duration = Duration::from_mins(10);
 
@@ -226,6 +219,11 @@ impl Repository {
             tracing::warn!("README.txt and RECOVER.sh are not this version's: {err}");
         }
         let parent = self.newest()?;
+        if let (Some(parent), Origin::Stack) = (&parent, origin)
+            && let Some(told) = run_id::told_of_the_future(&parent.id, started)
+        {
+            tracing::warn!("{told}");
+        }
         // After the lease: what is usable now stays until the lease ends.
         let usable = lease::usable_packs(vault)?;
         let name = format!("{}-{}", self.id(), vault.epoch());

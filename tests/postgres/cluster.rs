@@ -22,6 +22,7 @@ pub struct Cluster {
     pub data: PathBuf,
     pub port: u16,
     options: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     server: Option<Child>,
 }
 
@@ -52,6 +53,7 @@ impl Cluster {
             data,
             port: free_port(),
             options: options.iter().map(|o| (*o).to_owned()).collect(),
+            environment: Vec::new(),
             server: None,
         };
         cluster.start();
@@ -70,6 +72,7 @@ impl Cluster {
             data,
             port: free_port(),
             options: Vec::new(),
+            environment: Vec::new(),
             server: None,
         }
     }
@@ -80,11 +83,24 @@ impl Cluster {
         self.options = options.iter().map(|o| (*o).to_owned()).collect();
     }
 
+    /// Variables for the server from the next start on.
+    #[allow(dead_code)]
+    pub fn set_environment(&mut self, variables: Vec<(&'static str, PathBuf)>) {
+        self.environment = variables;
+    }
+
     /// Starts the server without waiting for it.
     pub fn launch(&mut self) {
         let log = std::fs::File::create(self.log()).unwrap();
-        let mut command = as_server_user(&bin().join("postgres"));
+        // For the server alone, and not for what starts it.
+        let mut command = as_server_user(Path::new("env"));
         command
+            .args(
+                self.environment
+                    .iter()
+                    .map(|(name, value)| format!("{name}={}", value.display())),
+            )
+            .arg(bin().join("postgres"))
             .arg("-D")
             .arg(&self.data)
             .args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k"])
@@ -152,6 +168,19 @@ impl Cluster {
             .password(PASSWORD)
             .dbname(&database)
             .connect(NoTls)
+    }
+
+    /// Past the network.
+    #[allow(dead_code)]
+    pub fn connect_inside(&self) -> Client {
+        postgres::Config::new()
+            .host_path(self.home.path())
+            .port(self.port)
+            .user("postgres")
+            .password(PASSWORD)
+            .dbname("postgres")
+            .connect(NoTls)
+            .unwrap()
     }
 
     /// Runs statements, each in a transaction of its own; none of them may have a semicolon inside.

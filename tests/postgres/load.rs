@@ -1,11 +1,11 @@
 //! Work that goes on while a backup runs: pgbench, DDL, and a ledger of what was acknowledged.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
 
-use crate::cluster::{Cluster, run};
+use crate::cluster::{Cluster, client_program, major, newest_installed_major, run};
 
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -133,5 +133,26 @@ pub fn check_structure(cluster: &Cluster) {
     } else {
         cluster.sql("SELECT bt_index_parent_check(c.oid, true) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
                      JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisvalid");
+    }
+}
+
+/// Every page has the checksum that it says, by the server's own tool on the stopped cluster.
+pub fn check_page_sums(cluster: &mut Cluster) {
+    assert_eq!(cluster.text("SHOW data_checksums"), "on");
+    cluster.stop();
+    // The form of the control file is one from 13 to 17.
+    let is_for_it = (major() >= 18) == (newest_installed_major() >= 18);
+    if is_for_it {
+        let said = run(Command::new(client_program("pg_checksums"))
+            .args(["--check", "-D"])
+            .arg(&cluster.data));
+        assert!(said.contains("Bad checksums:  0"), "{said}");
+        cluster.start();
+    } else {
+        // The server reads all of it anew.
+        cluster.start();
+        check_structure(cluster);
+        let failures = "SELECT coalesce(sum(checksum_failures), -1)::bigint FROM pg_stat_database";
+        assert_eq!(cluster.number(failures), 0);
     }
 }

@@ -7,14 +7,13 @@
 
 use std::collections::BTreeSet;
 
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::commands::{Context, Failure};
 use crate::repository::history::Manifests;
 use crate::repository::manifest::Manifest;
+use crate::repository::run_id::begun;
 use crate::repository::wal::Stretch;
 use crate::repository::{Repository, RepositoryError};
 use crate::services::ServiceKind;
@@ -114,13 +113,6 @@ fn all_bases(known: &mut Manifests<'_, Vec<End>>) -> Result<Bases, RepositoryErr
     Ok(bases)
 }
 
-/// When a backup began, by its id.
-fn begun(id: &str) -> Option<Timestamp> {
-    let (time, _) = id.split_once('-')?;
-    let time = DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
-    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
-}
-
 fn ends(manifest: &Manifest) -> Vec<End> {
     let clusters = manifest
         .archives
@@ -152,14 +144,23 @@ fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, oldest: Timestamp) -> Dec
     decision
 }
 
-/// Where recovery of a cluster to a moment since `oldest` begins: the newest backup before that, or else the
-/// oldest one there is.
+/// Where recovery of a cluster to a moment since `oldest` begins: the last backup that ended before that, or else
+/// the first one there is. Which comes first is told by positions, for a clock may have been set back: what was
+/// written before a backup is at least as old as it, whatever the clock said then.
 fn beginning(ends: &[(String, End)], system: u64, oldest: Timestamp) -> Option<&(String, End)> {
-    let own = || ends.iter().filter(|(_, end)| end.system == system);
-    own()
-        .filter(|(_, end)| end.stopped <= oldest)
-        .max_by_key(|(_, end)| end.stopped)
-        .or_else(|| own().min_by_key(|(_, end)| end.stopped))
+    let mut own: Vec<_> = ends
+        .iter()
+        .filter(|(_, end)| end.system == system)
+        .collect();
+    own.sort_by_key(|(_, end)| (end.timeline, end.stop));
+    let mut at_least_as_old = Timestamp::MAX;
+    for found in own.iter().rev() {
+        at_least_as_old = at_least_as_old.min(found.1.stopped);
+        if at_least_as_old <= oldest {
+            return Some(found);
+        }
+    }
+    own.first().copied()
 }
 
 /// Whether recovery from its beginning on could read it, or from `since` on where that is not known.
@@ -247,6 +248,28 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_wrong_for_a_while_drops_nothing_too_early_and_keeps_nothing_for_ever() {
+        // Set back by four days before the second, and far ahead at the fourth.
+        let ends = [
+            end(1, 100, 5),
+            end(1, 200, 1),
+            end(1, 300, 6),
+            end(1, 400, 9000),
+            end(1, 500, 10),
+        ]
+        .map(|end| (format!("of {}", end.stop), end));
+        let bases = read(ends);
+        let kept = |s: Stretch, oldest| is_kept(s, &bases, at(oldest));
+        assert!(kept(stretch(1, 110, 5), 0));
+        assert!(kept(stretch(1, 210, 1), 2));
+        assert!(!kept(stretch(1, 110, 5), 2));
+        assert!(kept(stretch(1, 310, 6), 9));
+        assert!(!kept(stretch(1, 210, 1), 9));
+        assert!(!kept(stretch(1, 410, 9000), 10));
+        assert!(kept(stretch(1, 510, 10), 10));
+    }
+
+    #[test]
     fn wal_without_any_backup_waits_for_the_first() {
         assert!(is_kept(stretch(1, 0, 5), &Bases::default(), at(3)));
         assert!(!is_kept(stretch(1, 0, 2), &Bases::default(), at(3)));
@@ -273,6 +296,5 @@ mod tests {
         assert!(!is_kept(stretch(1, 0, 4), &bases, at(7)));
         // Nothing is that old.
         assert!(!is_kept(stretch(1, 0, -4), &bases, at(-3)));
-        assert_eq!(begun("no id"), None);
     }
 }

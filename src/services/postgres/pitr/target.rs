@@ -306,13 +306,8 @@ impl<'q, 'm> Question<'q, 'm> {
         let Some(leg) = way.path.legs.last() else {
             return Ok(None);
         };
-        // What was stored by then was written by then.
-        let known = map
-            .list
-            .of(map.system, leg.timeline)
-            .filter(|s| s.at() <= time && s.end <= leg.to)
-            .map(|s| s.end)
-            .max();
+        let stored = map.list.of(map.system, leg.timeline);
+        let known = stored_by(stored.filter(|s| s.end <= leg.to), time);
         let from = known.unwrap_or(leg.from).max(leg.from);
         let found = records::first_after(self.records(map, way, *leg, from), time)?;
         Ok(found)
@@ -421,6 +416,18 @@ impl<'q, 'm> Question<'q, 'm> {
             .strftime("%Y-%m-%d %H:%M:%S %Z")
             .to_string()
     }
+}
+
+/// Up to where everything was written by `time`, for it was stored by then; `None` where nothing was, and where the
+/// clock was set back meanwhile.
+fn stored_by<'s>(stretches: impl Iterator<Item = &'s Stretch>, time: Timestamp) -> Option<u64> {
+    let mut stretches: Vec<_> = stretches.collect();
+    stretches.sort_by_key(|stretch| stretch.end);
+    if !stretches.is_sorted_by_key(|stretch| stretch.at()) {
+        return None;
+    }
+    let by_then = stretches.iter().rfind(|stretch| stretch.at() <= time);
+    by_then.map(|stretch| stretch.end)
 }
 
 /// The last moment that a path leads to.

@@ -1,0 +1,105 @@
+//! The server's clock, and the program's, are set back: nothing is lost, and no moment is answered with another.
+
+use std::path::PathBuf;
+
+use lifeboat::services::postgres::pitr::Target;
+
+use crate::cluster::{Cluster, PASSWORD, run};
+use crate::site::{Site, clock};
+
+/// A clock that is off by what a file says.
+struct Clock {
+    file: PathBuf,
+    library: PathBuf,
+}
+
+impl Clock {
+    fn new(cluster: &Cluster) -> Self {
+        let said = run(std::process::Command::new("find").args([
+            "/usr/lib",
+            "-name",
+            "libfaketimeMT.so.1",
+        ]));
+        let library = said.lines().next().expect("the package faketime is needed");
+        let clock = Self {
+            file: cluster.home.path().join("clock"),
+            library: PathBuf::from(library),
+        };
+        clock.set("+0");
+        clock
+    }
+
+    fn set(&self, offset: &str) {
+        std::fs::write(&self.file, offset).unwrap();
+    }
+
+    fn variables(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("LD_PRELOAD", self.library.clone()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.clone()),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            // The files' times are the kernel's.
+            ("NO_FAKE_STAT", "1".into()),
+            ("DONT_FAKE_MONOTONIC", "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ]
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_costs_nothing() {
+    let mut source = Cluster::new();
+    let time = Clock::new(&source);
+    source.stop();
+    source.set_environment(time.variables());
+    source.start();
+    source.sql("CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    source.sql("INSERT INTO t VALUES (1)");
+    let one = clock(&source);
+    source.sql("INSERT INTO t VALUES (2)");
+    site.step(&mut capture).unwrap();
+
+    // More than a unit of WAL, so that the search for a moment does not come by it by chance.
+    source.sql("CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 40000)");
+    time.set("-3600");
+    let back = clock(&source);
+    assert!(back < one, "{back} {one}");
+    source.sql("INSERT INTO t VALUES (3)");
+    site.step(&mut capture).unwrap();
+    let rows = |target: &Target| {
+        site.restore(target, &[])
+            .number("SELECT coalesce(sum(10 ^ (id - 1)), 0)::bigint FROM t")
+    };
+    assert_eq!(rows(&Target::Latest), 111);
+    assert_eq!(rows(&Target::Time(one)), 1);
+
+    // A backup by that clock.
+    let output = site
+        .command(&["backup"])
+        .envs(time.variables())
+        .env("POSTGRES_HOST", "127.0.0.1")
+        .env("POSTGRES_PORT", source.port.to_string())
+        .env("POSTGRES_USER", "postgres")
+        .env("POSTGRES_PASSWORD", PASSWORD)
+        .env("POSTGRES_DATA", &source.data)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("of a later time than now"), "{said}");
+    source.sql("INSERT INTO t VALUES (4)");
+    let four = clock(&source);
+    source.sql("INSERT INTO t VALUES (5)");
+    site.step(&mut capture).unwrap();
+    assert_eq!(rows(&Target::Latest), 11111);
+    eprintln!(
+        "{:?}",
+        site.choose(&Target::Time(four), None).map(|x| x.0.id)
+    );
+    assert_eq!(rows(&Target::Time(one)), 1);
+    assert_eq!(rows(&Target::Time(four)), 1111);
+}

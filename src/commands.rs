@@ -108,8 +108,8 @@ impl fmt::Display for Failure {
         let mut said = String::new();
         for cause in self.error.chain() {
             let text = cause.to_string();
-            // A wrapper that already quotes its cause is not repeated.
-            if said.ends_with(&text) {
+            // What a wrapper quotes already is not repeated.
+            if said.contains(&text) {
                 continue;
             }
             if !said.is_empty() {
@@ -205,4 +205,19 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .context("write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sentence_quotes_of_its_causes_is_not_said_twice() {
+        let innermost = anyhow::anyhow!("timed out (os error 110)");
+        let lost = innermost.context("the connection is lost");
+        let said = "cannot end the backup: the connection is lost: timed out (os error 110)";
+        assert_eq!(Failure::from(lost.context(said)).to_string(), said);
+        let other = anyhow::anyhow!("no space").context("cannot write x");
+        assert_eq!(Failure::from(other).to_string(), "cannot write x: no space");
+    }
 }

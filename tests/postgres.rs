@@ -45,7 +45,7 @@ use lifeboat::services::postgres::wal::{Lsn, SegmentSize};
 use lifeboat::services::postgres::{Postgres, PostgresRestore};
 use lifeboat::services::{ErrorKind, Service, ServiceError};
 use lifeboat::stack::{ContainerRef, SharedMount, StackService};
-use load::{Load, check_structure, check_sums};
+use load::{Load, check_page_sums, check_structure, check_sums};
 use place::Place;
 
 fn service(cluster: &Cluster) -> Postgres {
@@ -94,7 +94,7 @@ fn refused(result: Result<impl Sized, ServiceError>, kind: ErrorKind, words: &[&
 
 #[test]
 fn a_backup_under_load_restores_whole() {
-    let source = Cluster::new();
+    let source = Cluster::with(&["--data-checksums"], &[]);
     source.sql("ALTER SYSTEM SET work_mem = '5MB'; CREATE DATABASE second; CREATE DATABASE third");
     source.sql("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 1000) AS id");
     let load = Load::start(&source, 3);
@@ -180,6 +180,7 @@ fn a_backup_under_load_restores_whole() {
     place.restore(&mut again);
     assert_eq!(again.number("SELECT count(*) FROM ledger WHERE id = -1"), 1);
     check_sums(&again);
+    check_page_sums(&mut again);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lifeboat::services::ErrorKind;
 use lifeboat::services::postgres::pitr::Target;
 use lifeboat::services::postgres::pitr::guard::Kept;
+use lifeboat::services::postgres::wal::Lsn;
 
 use crate::cluster::{Cluster, own, run};
 use crate::mount::Mount;
@@ -33,10 +34,8 @@ fn a_slot_is_capped_advanced_and_given_back() {
     let step = site.step(&mut capture).unwrap();
     // To the start of the segment that is being written.
     let restart = source.text("SELECT restart_lsn::text FROM pg_replication_slots");
-    let restart = lifeboat::services::postgres::wal::Lsn::parse(&restart)
-        .unwrap()
-        .0;
-    assert_eq!(restart, step.end - step.end % (16 << 20));
+    let restart = Lsn::parse(&restart).unwrap();
+    assert_eq!(restart.0, step.end - step.end % (16 << 20));
     // The old segments may go: the slot does not hold them.
     write(&source, 80);
     site.step(&mut capture).unwrap();
@@ -80,9 +79,9 @@ fn the_first_step_finds_all_wal_while_the_server_removes_it() {
     for _ in 0..20 {
         let site = Site::new();
         let mut capture = site.capture(&source);
-        let step = site.step(&mut capture);
+        let first = site.step(&mut capture);
         site.place.block_on(capture.give_back()).unwrap();
-        assert!(step.unwrap().gap.is_none());
+        assert!(first.unwrap().gap.is_none());
     }
     stop.store(true, Ordering::SeqCst);
     assert!(removes.join().unwrap() > 20);
@@ -148,6 +147,41 @@ fn a_sidecar_away_past_the_cap_leaves_the_server_alive_and_says_the_gap() {
     site.step(&mut capture).unwrap();
     let restored = site.restore(&Target::Latest, &[]);
     assert_eq!(restored.number("SELECT count(*) FROM t"), 3);
+}
+
+#[test]
+fn a_slot_that_a_crash_sets_back_costs_nothing() {
+    let mut source = Cluster::new();
+    source.sql("CREATE TABLE filler (body text); CREATE TABLE t (id int)");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    site.backup(&source);
+    // What a slot says is written down by checkpoints only.
+    source.sql("CHECKPOINT");
+    write(&source, 40);
+    let before = site.step(&mut capture).unwrap();
+    let restart = |source: &Cluster| {
+        Lsn::parse(&source.text("SELECT restart_lsn::text FROM pg_replication_slots")).unwrap()
+    };
+    let advanced = restart(&source);
+    source.kill();
+    source.start();
+    assert!(restart(&source) < advanced, "the crash did not set it back");
+
+    source.sql("INSERT INTO t VALUES (1)");
+    // Its session died with the server; the next step begins another one.
+    site.step(&mut capture).unwrap_err();
+    let step = site.step(&mut capture).unwrap();
+    assert!(step.gap.is_none());
+    assert!(step.end > before.end);
+    assert!(step.stored_bytes < 16 << 20, "{}", step.stored_bytes);
+    assert_eq!(restart(&source).0, step.end - step.end % (16 << 20));
+    source.sql("CHECKPOINT; INSERT INTO t VALUES (2)");
+    site.step(&mut capture).unwrap();
+    let restored = site.restore(&Target::Latest, &[]);
+    assert_eq!(restored.number("SELECT count(*) FROM t"), 2);
+    assert_eq!(restored.number("SELECT count(*) FROM filler"), 40 * 900);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! However a backup ends, the server keeps nothing of it: no session, no slot, no backup mode.
 
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use super::*;
 
 #[test]
@@ -152,4 +155,73 @@ fn transaction_sees_zero(transaction: &mut postgres::Transaction<'_>, query: &st
         );
         std::thread::yield_now();
     }
+}
+
+/// Nothing comes through to a server any more, and nobody is told. Needs root.
+struct Silence(u16);
+
+impl Silence {
+    fn begin(port: u16) -> Self {
+        let silence = Self(port);
+        silence.rules("--insert");
+        silence
+    }
+
+    fn rules(&self, change: &str) {
+        for end in ["--dport", "--sport"] {
+            run(Command::new("iptables")
+                .args(["--wait", change, "INPUT", "--protocol", "tcp", end])
+                .args([&self.0.to_string(), "--jump", "DROP"]));
+        }
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.rules("--delete");
+    }
+}
+
+#[test]
+fn a_network_that_falls_silent_ends_the_backup_on_both_sides() {
+    let cluster = Cluster::new();
+    cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 100000) AS id");
+    let place = Place::new();
+    // Beginning a backup makes one.
+    let checkpoint = "SELECT checkpoint_lsn::text FROM pg_control_checkpoint()";
+    let before = cluster.text(checkpoint);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lifeboat"));
+    place.environment(&mut command, &cluster);
+    let program = command
+        .arg("backup")
+        // It is cut off in the middle of the copy.
+        .env("BACKUP_RATE_LIMIT", "2MB")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while cluster.text(checkpoint) == before {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let silence = Silence::begin(cluster.port);
+    let output = program.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot end the backup"), "{said}");
+    assert_eq!(place.repository().backups().unwrap().len(), 0);
+    // Nor has the server heard that the program is gone.
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lifeboat'";
+    let mut inside = cluster.connect_inside();
+    let mut count = |query: &str| inside.query_one(query, &[]).unwrap().get::<_, i64>(0);
+    let deadline = Instant::now() + Duration::from_mins(4);
+    while count(slots) + count(sessions) > 0 {
+        assert!(Instant::now() < deadline, "the server keeps what it had");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(silence);
+    assert_nothing_left(&cluster);
+    place.backup(&mut service(&cluster), || ()).unwrap();
 }

@@ -78,7 +78,7 @@ pub struct S3Config {
 }
 
 /// Where the credentials come from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum S3Credentials {
     Keys {
         id: String,
@@ -101,9 +101,14 @@ pub enum S3Credentials {
         full_uri: String,
         token_file: PathBuf,
     },
-    /// The role of the machine, if it has one.
-    #[default]
-    Machine,
+    /// The role of the machine, if it has one; `None`: asked for where every machine of AWS is.
+    Machine { endpoint: Option<String> },
+}
+
+impl Default for S3Credentials {
+    fn default() -> Self {
+        Self::Machine { endpoint: None }
+    }
 }
 
 /// What backups take of CPU and disk.

@@ -9,6 +9,8 @@ mod program;
 mod proxy;
 #[path = "store/refusals.rs"]
 mod refusals;
+#[path = "store/roles.rs"]
+mod roles;
 #[path = "store/server.rs"]
 mod server;
 

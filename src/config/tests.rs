@@ -171,7 +171,10 @@ fn credentials_for_s3_are_whole_or_named_as_missing() {
     assert_eq!(custom.endpoint.as_deref(), Some("http://minio:9000"));
     assert_eq!(custom.region.as_deref(), Some("eu-central-1"));
     assert!(custom.path_style);
-    assert!(matches!(custom.credentials, S3Credentials::Machine));
+    assert!(matches!(
+        custom.credentials,
+        S3Credentials::Machine { endpoint: None }
+    ));
     assert!(!s3(&[]).unwrap().path_style);
     let file = s3(&[("AWS_SHARED_CREDENTIALS_FILE", "/run/secrets/aws")]).unwrap();
     assert!(

@@ -27,6 +27,7 @@ pub(super) struct Raw {
     container_credentials_relative_uri: Option<String>,
     container_credentials_full_uri: Option<String>,
     container_authorization_token_file: Option<PathBuf>,
+    ec2_metadata_service_endpoint: Option<String>,
 }
 
 pub(super) fn parse(mut raw: Raw, mistakes: &mut Mistakes) -> S3Config {
@@ -94,6 +95,10 @@ fn credentials(raw: Raw, mistakes: &mut Mistakes) -> S3Credentials {
         ),
         _ => {}
     }
+    let metadata_endpoint = mistakes.url(
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        raw.ec2_metadata_service_endpoint,
+    );
     if let Some(relative_uri) = raw.container_credentials_relative_uri {
         return S3Credentials::Task { relative_uri };
     }
@@ -105,6 +110,8 @@ fn credentials(raw: Raw, mistakes: &mut Mistakes) -> S3Credentials {
             full_uri,
             token_file,
         },
-        _ => S3Credentials::Machine,
+        _ => S3Credentials::Machine {
+            endpoint: metadata_endpoint,
+        },
     }
 }

@@ -122,6 +122,12 @@ pub(super) const REPOSITORY: &[Variable] = &[
         "Set by EKS with it.",
     ),
     var(
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        "http://169.254.169.254",
+        "http://[fd00:ec2::254]",
+        "Where the machine's role is asked for.",
+    ),
+    var(
         "LIFEBOAT_REPOSITORY_ID",
         "",
         "5f3c...",

@@ -116,7 +116,10 @@ fn with_credentials(
                 AmazonS3ConfigKey::ContainerAuthorizationTokenFile,
                 token_file.to_string_lossy(),
             ),
-        S3Credentials::Machine => builder,
+        S3Credentials::Machine { endpoint: None } => builder,
+        S3Credentials::Machine {
+            endpoint: Some(endpoint),
+        } => builder.with_metadata_endpoint(endpoint),
     })
 }
 

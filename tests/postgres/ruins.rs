@@ -62,6 +62,8 @@ fn a_damaged_cluster_is_restored_over_without_a_hand() {
         let checks = place.block_on(restore.preflight(record));
         let bad: Vec<_> = checks.iter().filter(|c| c.outcome.is_err()).collect();
         assert!(bad.is_empty(), "{ruin}: {bad:?}");
+        let told = target::find(&checks, "cluster").outcome.as_ref().unwrap();
+        assert!(!told.contains("no data yet"), "{ruin}: {told}");
 
         place.restore(&mut target);
         assert_eq!(target.number("SELECT count(*) FROM t"), 20_000, "{ruin}");

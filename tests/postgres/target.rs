@@ -17,7 +17,7 @@ fn look(place: &Place, stack: &StackService, record: &ArchiveRecord) -> Vec<Chec
     place.block_on(restore.preflight(record))
 }
 
-fn find<'c>(checks: &'c [Check], what: &str) -> &'c Check {
+pub fn find<'c>(checks: &'c [Check], what: &str) -> &'c Check {
     let end = format!(": {what}");
     let found = checks.iter().find(|check| check.subject.ends_with(&end));
     found.unwrap_or_else(|| panic!("{what} is not in {checks:?}"))

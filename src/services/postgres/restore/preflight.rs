@@ -1,5 +1,7 @@
 //! What is looked at before anything is touched.
 
+use std::path::Path;
+
 use super::{PostgresRestore, major_of};
 use crate::repository::manifest::ArchiveRecord;
 use crate::services::Check;
@@ -116,7 +118,12 @@ impl PostgresRestore {
     fn look_at_cluster(&self, facts: &Facts) -> Check {
         let subject = format!("{}: cluster", self.access.service);
         if major_of(&self.root).is_none() {
-            return Check::good(subject, "there is no data yet");
+            let found = if is_empty(&self.root) {
+                "there is no data yet"
+            } else {
+                "note: what is there is damaged, or no cluster's (it has no PG_VERSION); it will be replaced"
+            };
+            return Check::good(subject, found);
         }
         match locate::system_identifier(&self.access, &self.root) {
             Ok(live) if live.to_string() == facts.system_identifier => {
@@ -241,4 +248,14 @@ impl PostgresRestore {
         }
         Ok(format!("{} of {} MiB free", mib(needed), mib(free)))
     }
+}
+
+/// Whether nothing is lost with a directory; what a file system keeps for itself does not count.
+fn is_empty(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory);
+    entries.map_or(true, |entries| {
+        entries
+            .flatten()
+            .all(|entry| entry.file_name() == "lost+found")
+    })
 }

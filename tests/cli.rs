@@ -1,11 +1,14 @@
 //! The program as a person calls it, without containers: what it prints, and how it ends.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/program.rs"]
 mod program;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -430,6 +433,46 @@ fn the_scheduler_backs_up_at_its_start_and_on_schedule_and_stops_when_told() {
     let kept = list.as_array().unwrap().len();
     assert!((2..=3).contains(&kept), "{kept} backups are left");
     assert!(place.good(&["verify", "--full"]).contains("all good"));
+}
+
+#[test]
+fn a_schedule_follows_a_clock_that_is_set_back() {
+    let place = Place::new();
+    let time = clock::Clock::new(place.root.path());
+    let mut sidecar = place
+        .command(&["run"])
+        .env("BACKUP_CRON_EXPRESSION", "0 3 * * *")
+        .envs(time.variables())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let record = place.path("state/record.json");
+    let next = || {
+        let text = std::fs::read_to_string(&record).ok()?;
+        let record: serde_json::Value = serde_json::from_str(&text).ok()?;
+        record["next_run"].as_str()?.parse::<jiff::Timestamp>().ok()
+    };
+    let (now, day) = (jiff::Timestamp::now(), jiff::SignedDuration::from_hours(24));
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let wait_for = |is_right: &dyn Fn(jiff::Timestamp) -> bool| {
+        while !next().is_some_and(is_right) {
+            assert!(
+                Instant::now() < deadline,
+                "the next backup is at {:?}",
+                next()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for(&|due| due > now);
+    // Had it been ahead by ten days, none would be made until then.
+    time.set("-864000");
+    wait_for(&|due| due < now - day * 8);
+    let pid = rustix::process::Pid::from_child(&sidecar);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(sidecar.wait().unwrap().success());
 }
 
 fn files_below(root: &Path) -> Vec<PathBuf> {

@@ -9,6 +9,8 @@ mod clock;
 mod cluster;
 #[path = "pitr/disasters.rs"]
 mod disasters;
+#[path = "support/clock.rs"]
+mod faked;
 #[path = "postgres/load.rs"]
 #[allow(dead_code)]
 mod load;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use super::pitr::keep::{Wanted, keep};
 use super::record::Record;
@@ -18,7 +18,9 @@ use crate::schedule::Cron;
 pub struct Args {}
 
 /// The clock may be set or the machine may sleep: look again at least this often.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A clock that went back by more than this was set, and not only held back a little.
+const SET_BACK: SignedDuration = SignedDuration::from_mins(1);
 
 pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     let schedule = &context.config.schedule;
@@ -51,8 +53,12 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
             "the next backup is at {}",
             due.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z")
         );
-        if wait_until(context, due, &wanted).await {
-            make(context).await;
+        match wait_until(context, due, &wanted).await {
+            Waited::Due => make(context).await,
+            Waited::Stopped => {}
+            Waited::SetBack => tracing::warn!(
+                "the clock was set back: when the next backup is due is decided anew"
+            ),
         }
     }
     if let Some(keeping) = keeping
@@ -75,18 +81,30 @@ async fn make(context: &Context) {
     }
 }
 
-/// Sleeps until `due`, or until a backup is wanted; `false` when asked to stop first.
-async fn wait_until(context: &Context, due: Timestamp, wanted: &Wanted) -> bool {
+/// Why the scheduler woke up.
+enum Waited {
+    Due,
+    Stopped,
+    /// What was due then may be years away now.
+    SetBack,
+}
+
+/// Sleeps until `due`, or until a backup is wanted.
+async fn wait_until(context: &Context, due: Timestamp, wanted: &Wanted) -> Waited {
+    let mut before = Timestamp::now();
     loop {
-        let Ok(left) = Duration::try_from(due.duration_since(Timestamp::now())) else {
-            return true;
-        };
-        if left.is_zero() {
-            return true;
+        let now = Timestamp::now();
+        if now >= due {
+            return Waited::Due;
         }
+        if before.duration_since(now) > SET_BACK {
+            return Waited::SetBack;
+        }
+        before = now;
+        let left = Duration::try_from(due.duration_since(now)).unwrap_or_default();
         tokio::select! {
-            () = context.stop.cancelled() => return false,
-            () = wanted.backup() => return true,
+            () = context.stop.cancelled() => return Waited::Stopped,
+            () = wanted.backup() => return Waited::Due,
             () = tokio::time::sleep(left.min(LOOK_AGAIN)) => {}
         }
     }

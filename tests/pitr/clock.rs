@@ -1,55 +1,15 @@
 //! The server's clock, and the program's, are set back: nothing is lost, and no moment is answered with another.
 
-use std::path::PathBuf;
-
 use lifeboat::services::postgres::pitr::Target;
 
-use crate::cluster::{Cluster, PASSWORD, run};
+use crate::cluster::{Cluster, PASSWORD};
+use crate::faked::Clock;
 use crate::site::{Site, clock};
-
-/// A clock that is off by what a file says.
-struct Clock {
-    file: PathBuf,
-    library: PathBuf,
-}
-
-impl Clock {
-    fn new(cluster: &Cluster) -> Self {
-        let said = run(std::process::Command::new("find").args([
-            "/usr/lib",
-            "-name",
-            "libfaketimeMT.so.1",
-        ]));
-        let library = said.lines().next().expect("the package faketime is needed");
-        let clock = Self {
-            file: cluster.home.path().join("clock"),
-            library: PathBuf::from(library),
-        };
-        clock.set("+0");
-        clock
-    }
-
-    fn set(&self, offset: &str) {
-        std::fs::write(&self.file, offset).unwrap();
-    }
-
-    fn variables(&self) -> Vec<(&'static str, PathBuf)> {
-        vec![
-            ("LD_PRELOAD", self.library.clone()),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.clone()),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            // The files' times are the kernel's.
-            ("NO_FAKE_STAT", "1".into()),
-            ("DONT_FAKE_MONOTONIC", "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-        ]
-    }
-}
 
 #[test]
 fn a_clock_that_is_set_back_costs_nothing() {
     let mut source = Cluster::new();
-    let time = Clock::new(&source);
+    let time = Clock::new(source.home.path());
     source.stop();
     source.set_environment(time.variables());
     source.start();

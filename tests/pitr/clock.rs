@@ -35,6 +35,12 @@ fn a_clock_that_is_set_back_costs_nothing() {
             .number("SELECT coalesce(sum(10 ^ (id - 1)), 0)::bigint FROM t")
     };
     assert_eq!(rows(&Target::Latest), 111);
+    let (_, replay) = site.choose(&Target::Time(one), None).unwrap();
+    assert!(
+        replay.said().contains("clock was set back"),
+        "{}",
+        replay.said()
+    );
     assert_eq!(rows(&Target::Time(one)), 1);
 
     // A backup by that clock.

@@ -239,7 +239,12 @@ impl<'q, 'm> Question<'q, 'm> {
                     settings.push(("recovery_target_inclusive", "true".to_owned()));
                     cut(&mut legs, record.end.0);
                 }
-                format!("to {}", self.time(*time))
+                let twice = if stored_along(map, way).is_none() {
+                    ", as far as no later commit comes first: the server's clock was set back on the way, and only a mark or --lsn is one place in it"
+                } else {
+                    ""
+                };
+                format!("to {}{twice}", self.time(*time))
             }
             Target::Lsn(lsn) => {
                 if *lsn < way.base.stop || *lsn > way.path.end() {
@@ -306,9 +311,10 @@ impl<'q, 'm> Question<'q, 'm> {
         let Some(leg) = way.path.legs.last() else {
             return Ok(None);
         };
-        let stored = map.list.of(map.system, leg.timeline);
-        let known = stored_by(stored.filter(|s| s.end <= leg.to), time);
-        let from = known.unwrap_or(leg.from).max(leg.from);
+        // What was stored by then was written by then.
+        let stored = stored_along(map, way).unwrap_or_default();
+        let known = stored.iter().rfind(|stretch| stretch.at() <= time);
+        let from = known.map_or(leg.from, |stretch| stretch.end).max(leg.from);
         let found = records::first_after(self.records(map, way, *leg, from), time)?;
         Ok(found)
     }
@@ -418,16 +424,15 @@ impl<'q, 'm> Question<'q, 'm> {
     }
 }
 
-/// Up to where everything was written by `time`, for it was stored by then; `None` where nothing was, and where the
-/// clock was set back meanwhile.
-fn stored_by<'s>(stretches: impl Iterator<Item = &'s Stretch>, time: Timestamp) -> Option<u64> {
-    let mut stretches: Vec<_> = stretches.collect();
+/// What is stored of the last leg, in order; `None` when the server's clock was set back meanwhile.
+fn stored_along<'s>(map: &Map<'s>, way: &Way<'_, '_>) -> Option<Vec<&'s Stretch>> {
+    let leg = way.path.legs.last()?;
+    let stored = map.list.of(map.system, leg.timeline);
+    let mut stretches: Vec<_> = stored.filter(|s| s.end <= leg.to).collect();
     stretches.sort_by_key(|stretch| stretch.end);
-    if !stretches.is_sorted_by_key(|stretch| stretch.at()) {
-        return None;
-    }
-    let by_then = stretches.iter().rfind(|stretch| stretch.at() <= time);
-    by_then.map(|stretch| stretch.end)
+    stretches
+        .is_sorted_by_key(|stretch| stretch.at())
+        .then_some(stretches)
 }
 
 /// The last moment that a path leads to.

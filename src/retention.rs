@@ -125,6 +125,14 @@ fn decide_alike(
     }
     if let Some(days) = policy.within_days {
         let age = jiff::SignedDuration::from_hours(24 * i64::from(days)).saturating_add(leeway);
+        // A newest one that is later than the one before it by more than that came after a long pause, or the clock
+        // was ahead: then the age is that of the one before, and the next one brings the rest.
+        let now = match newest_first.as_slice() {
+            [newest, before, ..] if newest.finished.duration_since(before.finished) > age => {
+                before.finished
+            }
+            _ => now,
+        };
         for backup in &newest_first {
             if now.duration_since(backup.finished) <= age {
                 want(backup, "days");

@@ -436,6 +436,34 @@ fn the_scheduler_backs_up_at_its_start_and_on_schedule_and_stops_when_told() {
 }
 
 #[test]
+fn a_backup_that_was_missed_is_made_at_the_next_start() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("state")).unwrap();
+    let record = place.path("state/record.json");
+    std::fs::write(&record, r#"{"next_run":"2026-01-01T03:00:00Z"}"#).unwrap();
+    failed(
+        &place.run(&["status"]),
+        1,
+        &["2026-01-01T03:00:00Z has not run"],
+    );
+    let mut sidecar = place
+        .command(&["run"])
+        .env("BACKUP_CRON_EXPRESSION", "0 3 1 1 *")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !place.run(&["status"]).status.success() {
+        assert!(Instant::now() < deadline, "it was not made");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let pid = rustix::process::Pid::from_child(&sidecar);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(sidecar.wait().unwrap().success());
+    place.latest();
+}
+
+#[test]
 fn a_schedule_follows_a_clock_that_is_set_back() {
     let place = Place::new();
     let time = clock::Clock::new(place.root.path());

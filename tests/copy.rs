@@ -351,6 +351,14 @@ fn backup_copies_when_it_is_asked_to_and_stands_when_the_copy_fails() {
     );
     let done = lifeboat(&place, &["copy"], Some(&place.path("repo")));
     assert_eq!(done.status.code(), Some(1), "{done:?}");
+    // It is loud until there is one.
+    let done = lifeboat(&place, &["status"], Some(&to));
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("is not complete"));
+    let done = lifeboat(&place, &["copy"], Some(&to));
+    assert!(done.status.success(), "{done:?}");
+    let done = lifeboat(&place, &["status"], Some(&to));
+    assert!(done.status.success(), "{done:?}");
 }
 
 #[test]

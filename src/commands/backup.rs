@@ -41,6 +41,9 @@ pub struct Outcome {
     pub retention: Decision,
     /// What the prune gave back; absent when it is turned off or failed.
     pub prune: Option<Report>,
+    /// Why nothing was, where it should have been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune_failed: Option<String>,
     /// Why the second repository does not have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copy_failed: Option<String>,
@@ -70,6 +73,10 @@ pub(super) async fn make(
             Record::note_backup(&context.config.state, Ok(&outcome.manifest.id), &damage);
             Record::update(&context.config.state, |r| {
                 r.retention_frozen.clone_from(&outcome.retention.frozen);
+                r.copy_failed.clone_from(&outcome.copy_failed);
+                let times = r.prune_failed.take().map_or(0, |(times, _)| times);
+                let failed = outcome.prune_failed.clone();
+                r.prune_failed = failed.map(|why| (times.saturating_add(1), why));
             });
         }
         Err(failure) => Record::note_backup(&context.config.state, Err(&failure.to_string()), &[]),
@@ -89,7 +96,13 @@ async fn backup_and_retain(
     let repository = destination::open(context, args.new_repository)?;
     let manifest = backup(context, &place, &repository, throttle).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
-    let prune = housekeep(context, &repository);
+    let (prune, prune_failed) = match housekeep(context, &repository) {
+        Ok(report) => (report, None),
+        Err(why) => {
+            tracing::error!("the backup is complete, but {why}");
+            (None, Some(why))
+        }
+    };
     // The backup exists: that its copy does not is said, and the next run tries again.
     let copy_failed = match &context.config.copy_repository {
         Some(target) => super::copy::send(context, &repository, target, false)
@@ -105,38 +118,33 @@ async fn backup_and_retain(
         manifest,
         retention,
         prune,
+        prune_failed,
         copy_failed,
     })
 }
 
 /// Prunes what retention has dropped. The backup stands, whatever becomes of this.
-fn housekeep(context: &Context, repository: &Repository) -> Option<Report> {
+fn housekeep(context: &Context, repository: &Repository) -> Result<Option<Report>, String> {
     if !context.config.prune {
-        return None;
+        return Ok(None);
     }
-    match retire(context, repository, false) {
-        Ok(retired) if retired.stretches > 0 => {
-            tracing::info!("dropped {} of old WAL", output::bytes(retired.bytes));
-        }
-        Ok(_) => {}
-        Err(err) => tracing::error!("the backup is complete, but old WAL was not dropped: {err}"),
+    let wal = retire(context, repository, false);
+    if let Ok(retired) = &wal
+        && retired.stretches > 0
+    {
+        tracing::info!("dropped {} of old WAL", output::bytes(retired.bytes));
     }
-    match prune::prune(context, repository, &prune::Args::default()) {
-        Ok(report) => {
-            tracing::info!("pruned: {}", prune::summary(&report));
-            if !report.refused.is_empty() {
-                tracing::warn!(
-                    "the store refuses to delete {} files, so they are kept: `prune` names them",
-                    report.refused.len()
-                );
-            }
-            Some(report)
-        }
-        Err(err) => {
-            tracing::error!("the backup is complete, but the prune failed: {err}");
-            None
-        }
+    let report = prune::prune(context, repository, &prune::Args::default())
+        .map_err(|err| format!("the prune failed: {err}"))?;
+    tracing::info!("pruned: {}", prune::summary(&report));
+    if !report.refused.is_empty() {
+        tracing::warn!(
+            "the store refuses to delete {} files, so they are kept: `prune` names them",
+            report.refused.len()
+        );
     }
+    wal.map_err(|err| format!("old WAL was not dropped: {err}"))?;
+    Ok(Some(report))
 }
 
 async fn backup(

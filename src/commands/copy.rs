@@ -2,6 +2,7 @@
 
 use indicatif::ProgressBar;
 
+use super::record::Record;
 use super::{Context, Failure, output};
 use crate::config::RepositoryPlace;
 use crate::repository::copy::{CopyReport, copy, reencrypt};
@@ -39,7 +40,11 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         } else {
             Failure::damage(err.to_string())
         }
-    })
+    })?;
+    if context.config.copy_repository.as_ref() == Some(&target) {
+        Record::update(&context.config.state, |record| record.copy_failed = None);
+    }
+    Ok(())
 }
 
 /// Copies with a progress bar. For whoever holds the lock.

@@ -24,7 +24,13 @@ pub struct Record {
     pub repository: Option<String>,
     /// Why retention drops nothing at the moment.
     pub retention_frozen: Option<String>,
-    /// When the scheduler means to run next; `None` when none is running.
+    /// Why the last backup was not copied to the second repository, as it should have been.
+    #[serde(default)]
+    pub copy_failed: Option<String>,
+    /// Space was not given back after so many backups, the last among them, and why.
+    #[serde(default)]
+    pub prune_failed: Option<(u32, String)>,
+    /// When the scheduler means to run next; in the past, it did not.
     pub next_run: Option<Timestamp>,
 }
 

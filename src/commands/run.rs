@@ -19,6 +19,8 @@ pub struct Args {}
 
 /// The clock may be set or the machine may sleep: look again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A run that is late by less may be under way still.
+const MISSED: SignedDuration = SignedDuration::from_mins(1);
 /// A clock that went back by more than this was set, and not only held back a little.
 const SET_BACK: SignedDuration = SignedDuration::from_mins(1);
 
@@ -40,15 +42,18 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
         pitr::keep::give_back(context).await;
         None
     };
-    if schedule.on_start {
-        make(context).await;
-    }
+    let mut at_once = missed(context) || schedule.on_start;
     while !context.stop.is_cancelled() {
         let next = cron.next_after(Timestamp::now(), &zone).context(
             "BACKUP_CRON_EXPRESSION never matches again: correct it, for example to 0 3 * * *",
         )?;
         let due = next + jitter(schedule.jitter);
+        // Before a missed one is made: one that kills the process is not begun over and over.
         Record::update(&context.config.state, |record| record.next_run = Some(due));
+        if std::mem::take(&mut at_once) {
+            make(context).await;
+            continue;
+        }
         tracing::info!(
             "the next backup is at {}",
             due.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z")
@@ -66,8 +71,17 @@ pub async fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     {
         tracing::error!("fetching WAL ended with a fault: {err}");
     }
-    Record::update(&context.config.state, |record| record.next_run = None);
     Ok(())
+}
+
+/// Whether a backup was due while nobody was there to make it.
+fn missed(context: &Context) -> bool {
+    let due = Record::load(&context.config.state).next_run;
+    let missed = due.filter(|due| Timestamp::now().duration_since(*due) > MISSED);
+    if let Some(due) = missed {
+        tracing::warn!("the backup that was due at {due:.0} was missed: it is made now");
+    }
+    missed.is_some()
 }
 
 /// A failed backup is said and remembered; the schedule goes on.

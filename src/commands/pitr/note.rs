@@ -93,7 +93,7 @@ pub fn bad(state: &Path, service: &str, why: &str) {
     let since = before
         .as_ref()
         .and_then(|before| before.failing.as_ref())
-        .map_or(now, |failing| failing.since);
+        .map_or(now, |failing| failing.since.min(now));
     let note = Note {
         failing: Some(Failing {
             since,
@@ -137,9 +137,9 @@ impl Note {
     /// What a person should look at.
     pub fn trouble(&self, now: Timestamp, interval: Duration) -> Vec<String> {
         let mut found = Vec::new();
-        let longer = |since: Timestamp, than: Duration| {
-            Duration::try_from(now.duration_since(since)).is_ok_and(|age| age > than)
-        };
+        // A time that is far ahead was noted before the clock was set back.
+        let longer =
+            |since: Timestamp, than: Duration| now.duration_since(since).unsigned_abs() > than;
         if let Some(failing) = &self.failing {
             if longer(failing.since, PATIENCE) {
                 found.push(format!(
@@ -267,6 +267,15 @@ mod tests {
             first.first().unwrap().noted
         );
         let interval = Duration::from_secs(10);
+        // Noted by a clock that was ahead: nobody knows for how long.
+        let ahead = Note {
+            failing: note.failing.clone().map(|failing| Failing {
+                since: Timestamp::now() + 24.hours(),
+                ..failing
+            }),
+            ..note.clone()
+        };
+        assert_eq!(ahead.trouble(Timestamp::now(), interval).len(), 1);
         assert_eq!(note.trouble(Timestamp::now(), interval), [""; 0]);
         let later = Timestamp::now() + 10.minutes();
         let [said] = note.trouble(later, interval).try_into().unwrap();

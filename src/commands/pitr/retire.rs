@@ -48,6 +48,30 @@ struct Bases {
     unread: Vec<Timestamp>,
 }
 
+/// How far back any moment is to be restored.
+#[derive(Debug, Clone, Copy)]
+struct Promise {
+    now: Timestamp,
+    keep: SignedDuration,
+}
+
+impl Promise {
+    /// The oldest moment. A newest backup that is later than the one before it by more than all that is promised was
+    /// made after a long pause, or by a clock that was ahead for a while: then the time of the one before it counts,
+    /// and the next one brings the age.
+    fn oldest(self, in_order: &[&(String, End)]) -> Timestamp {
+        let now = match in_order {
+            [.., (_, before), (_, newest)]
+                if newest.stopped.duration_since(before.stopped) > self.keep =>
+            {
+                before.stopped.min(self.now)
+            }
+            _ => self.now,
+        };
+        now - self.keep
+    }
+}
+
 /// What nothing needs, and why.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Decision<'s> {
@@ -66,9 +90,11 @@ pub fn retire(
     if list.stretches.is_empty() {
         return Ok(Retired::default());
     }
-    let now = repository.vault().now().map_err(anyhow::Error::new)?;
-    let oldest = now - DAY * i32::try_from(context.config.pitr.keep_days).unwrap_or(i32::MAX);
-    let doomed = decide_well(context, repository, &list.stretches, oldest);
+    let promise = Promise {
+        now: repository.vault().now().map_err(anyhow::Error::new)?,
+        keep: DAY * i32::try_from(context.config.pitr.keep_days).unwrap_or(i32::MAX),
+    };
+    let doomed = decide_well(context, repository, &list.stretches, promise);
     let mut retired = Retired::default();
     for stretch in doomed.map_err(anyhow::Error::new)? {
         retired.stretches += 1;
@@ -88,12 +114,12 @@ fn decide_well<'s>(
     context: &Context,
     repository: &Repository,
     stretches: &'s [Stretch],
-    oldest: Timestamp,
+    promise: Promise,
 ) -> Result<Vec<&'s Stretch>, RepositoryError> {
     let mut known = Manifests::load(repository, &context.config.state, WHAT, ends)?;
-    let mut decision = decide(stretches, &all_bases(&mut known)?, oldest);
+    let mut decision = decide(stretches, &all_bases(&mut known)?, promise);
     if !decision.drop.is_empty() && !known.hold_true(decision.rests_on.iter().map(String::as_str)) {
-        decision = decide(stretches, &all_bases(&mut known)?, oldest);
+        decision = decide(stretches, &all_bases(&mut known)?, promise);
     }
     known.save();
     Ok(decision.drop)
@@ -129,12 +155,13 @@ fn ends(manifest: &Manifest) -> Vec<End> {
         .collect()
 }
 
-fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, oldest: Timestamp) -> Decision<'s> {
+fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, promise: Promise) -> Decision<'s> {
     let mut decision = Decision::default();
+    let oldest = promise.oldest(&[]);
     let unread = bases.unread.iter().filter(|begun| **begun <= oldest);
     let oldest_unread = unread.max().copied().unwrap_or(oldest);
     for stretch in stretches {
-        let first = beginning(&bases.ends, stretch.system, oldest);
+        let first = beginning(&bases.ends, stretch.system, promise);
         if is_needed(stretch, first.map(|(_, end)| end), oldest_unread) {
             continue;
         }
@@ -144,15 +171,16 @@ fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, oldest: Timestamp) -> Dec
     decision
 }
 
-/// Where recovery of a cluster to a moment since `oldest` begins: the last backup that ended before that, or else
-/// the first one there is. Which comes first is told by positions, for a clock may have been set back: what was
-/// written before a backup is at least as old as it, whatever the clock said then.
-fn beginning(ends: &[(String, End)], system: u64, oldest: Timestamp) -> Option<&(String, End)> {
+/// Where recovery of a cluster to the oldest moment begins: the last backup that ended before that, or else the first
+/// one there is. Which comes first is told by positions, for a clock may have been set back: what was written before
+/// a backup is at least as old as it, whatever the clock said then.
+fn beginning(ends: &[(String, End)], system: u64, promise: Promise) -> Option<&(String, End)> {
     let mut own: Vec<_> = ends
         .iter()
         .filter(|(_, end)| end.system == system)
         .collect();
     own.sort_by_key(|(_, end)| (end.timeline, end.stop));
+    let oldest = promise.oldest(&own);
     let mut at_least_as_old = Timestamp::MAX;
     for found in own.iter().rev() {
         at_least_as_old = at_least_as_old.min(found.1.stopped);
@@ -204,9 +232,18 @@ mod tests {
         }
     }
 
+    /// Thirty days back to that moment.
+    fn since(oldest: Timestamp) -> Promise {
+        let keep = DAY * 30;
+        Promise {
+            now: oldest + keep,
+            keep,
+        }
+    }
+
     /// Whether a stretch stays.
     fn is_kept(stretch: Stretch, bases: &Bases, oldest: Timestamp) -> bool {
-        decide(&[stretch], bases, oldest).drop.is_empty()
+        decide(&[stretch], bases, since(oldest)).drop.is_empty()
     }
 
     fn read(ends: impl Into<Vec<(String, End)>>) -> Bases {
@@ -242,7 +279,7 @@ mod tests {
         assert!(!kept(stretch(1, 85, 0), -3));
         // What must hold for that.
         let all = [stretch(1, 150, 4), stretch(1, 290, 9)];
-        let decision = decide(&all, &bases, at(7));
+        let decision = decide(&all, &bases, since(at(7)));
         assert_eq!(decision.drop, [&all[0]]);
         assert_eq!(decision.rests_on, ["of 200".to_owned()].into());
     }
@@ -267,6 +304,19 @@ mod tests {
         assert!(!kept(stretch(1, 210, 1), 9));
         assert!(!kept(stretch(1, 410, 9000), 10));
         assert!(kept(stretch(1, 510, 10), 10));
+    }
+
+    #[test]
+    fn one_backup_by_a_clock_that_is_far_ahead_drops_nothing() {
+        let ends = [end(1, 100, 0), end(1, 200, 7), end(1, 300, 9000)];
+        let bases = read(ends.map(|end| (format!("of {}", end.stop), end)));
+        assert!(is_kept(stretch(1, 110, 0), &bases, at(9000 - 30)));
+        // Nor does a backup after a pause of months drop what was promised before it.
+        let next = end(1, 400, 9001);
+        let mut bases = bases;
+        bases.ends.push(("of 400".to_owned(), next));
+        assert!(!is_kept(stretch(1, 110, 0), &bases, at(9001 - 30)));
+        assert!(is_kept(stretch(1, 210, 7), &bases, at(9001 - 30)));
     }
 
     #[test]

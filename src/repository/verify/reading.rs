@@ -67,9 +67,12 @@ impl ReadLog {
     ) -> HashSet<PackName> {
         let total: u64 = packs.iter().map(|(_, bytes)| *bytes).sum();
         let wanted = u128::from(total) * u128::from(percent) / 100;
+        // A time that is still to come was noted by a clock that was ahead.
+        let now = Timestamp::now().as_second();
+        let read = |pack: PackName| self.0.get(&pack).copied().filter(|read| *read <= now);
         let mut ordered: Vec<_> = packs
             .into_iter()
-            .map(|(pack, bytes)| (self.0.get(&pack).copied(), draw(seed, pack), pack, bytes))
+            .map(|(pack, bytes)| (read(pack), draw(seed, pack), pack, bytes))
             .collect();
         ordered.sort_unstable();
         let mut chosen = HashSet::new();

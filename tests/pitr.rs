@@ -171,6 +171,9 @@ fn both_sides_of_a_branch_can_be_restored() {
     let first_side = clock(&source);
     source.sql("INSERT INTO t VALUES (3)");
     site.step(&mut capture).unwrap();
+    // The newest backup is on the side that is left.
+    site.backup(&source);
+    site.step(&mut capture).unwrap();
     site.place.block_on(capture.close());
 
     // Back to one, and on from there.

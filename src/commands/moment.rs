@@ -119,6 +119,9 @@ impl Finder<'_> {
             let question = self.question(&bases);
             let reaches = question.choose(&Target::Latest).map_err(failure)?;
             let is_further = reaches.1.goes_on();
+            if is_latest && !self.is_there(record) && self.is_from_another(manifest, record)? {
+                return self.moment(&Args::default(), None);
+            }
             if is_latest && is_further && !self.is_there(record) {
                 notes.push(format!(
                     "{}: no cluster is there any more, so its WAL is replayed {}; give the backup's id to restore the backup alone",
@@ -143,6 +146,18 @@ impl Finder<'_> {
             replays,
             notes,
         })
+    }
+
+    /// Whether the newest state is reached from another backup: this one is on a timeline that was left.
+    fn is_from_another(&self, newest: &Manifest, record: &ArchiveRecord) -> Result<bool, Failure> {
+        let manifests = self.manifests(None)?;
+        let bases: Vec<_> = manifests
+            .iter()
+            .filter_map(|manifest| Base::of(manifest, &record.name))
+            .collect();
+        let question = self.question(&bases);
+        let (manifest, _) = question.choose(&Target::Latest).map_err(failure)?;
+        Ok(manifest.id != newest.id)
     }
 
     /// The backup that a moment is reached from.

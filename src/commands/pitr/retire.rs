@@ -1,11 +1,15 @@
-//! Drops WAL that is older than any moment that is to be restored: it follows the base backups.
+//! Drops WAL that is older than any moment that is to be restored: it follows the base backups, one timeline at a time.
+//!
+//! Every timeline that has moments within the promised time rests on a backup: the last one before that time that
+//! leads to the timeline, or the first one there is. WAL from there on stays, on the timeline and on those it branched
+//! off. A timeline's number tells nothing about another's: it was left, or a copy of the cluster goes on beside it.
 //!
 //! Where those end is remembered ([`history`](crate::repository::history)), so that a night reads the manifests
 //! that are new. Before anything is dropped, the manifests of the backups are read again that recovery would
 //! begin with instead: one that was damaged since is no beginning. A host that can only write knows of its backups
 //! when they began, by their ids, and keeps WAL from the newest one on that began before the time that is promised.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -14,13 +18,14 @@ use crate::commands::{Context, Failure};
 use crate::repository::history::Manifests;
 use crate::repository::manifest::Manifest;
 use crate::repository::run_id::begun;
-use crate::repository::wal::Stretch;
+use crate::repository::wal::{Stretch, WalList};
 use crate::repository::{Repository, RepositoryError};
 use crate::services::ServiceKind;
+use crate::services::postgres::pitr::path::{Switch, parse_history};
 use crate::services::postgres::pitr::target::Base;
 
 /// Its name tells its form: another one is due with every change of [`End`] or of what it is made from.
-const WHAT: &str = "wal-ends-1";
+const WHAT: &str = "wal-ends-2";
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
 /// What became of the stored WAL.
@@ -35,6 +40,8 @@ pub struct Retired {
 struct End {
     system: u64,
     timeline: u32,
+    /// The segment that it ends in is read from its start.
+    segment: u64,
     stop: u64,
     stopped: Timestamp,
 }
@@ -94,7 +101,7 @@ pub fn retire(
         now: repository.vault().now().map_err(anyhow::Error::new)?,
         keep: DAY * i32::try_from(context.config.pitr.keep_days).unwrap_or(i32::MAX),
     };
-    let doomed = decide_well(context, repository, &list.stretches, promise);
+    let doomed = decide_well(context, repository, &list, promise);
     let mut retired = Retired::default();
     for stretch in doomed.map_err(anyhow::Error::new)? {
         retired.stretches += 1;
@@ -113,16 +120,38 @@ pub fn retire(
 fn decide_well<'s>(
     context: &Context,
     repository: &Repository,
-    stretches: &'s [Stretch],
+    list: &'s WalList,
     promise: Promise,
 ) -> Result<Vec<&'s Stretch>, RepositoryError> {
+    let branches = branches(repository, list)?;
     let mut known = Manifests::load(repository, &context.config.state, WHAT, ends)?;
-    let mut decision = decide(stretches, &all_bases(&mut known)?, promise);
+    let mut decision = decide(&list.stretches, &all_bases(&mut known)?, &branches, promise);
     if !decision.drop.is_empty() && !known.hold_true(decision.rests_on.iter().map(String::as_str)) {
-        decision = decide(stretches, &all_bases(&mut known)?, promise);
+        decision = decide(&list.stretches, &all_bases(&mut known)?, &branches, promise);
     }
     known.save();
     Ok(decision.drop)
+}
+
+/// Where the timelines branched off, by cluster and number.
+type Branches = BTreeMap<(u64, u32), Vec<Switch>>;
+
+/// What can be read of the histories.
+fn branches(repository: &Repository, list: &WalList) -> Result<Branches, RepositoryError> {
+    let mut branches = Branches::new();
+    if !repository.vault().can_read() {
+        return Ok(branches);
+    }
+    for (system, timelines) in &list.histories {
+        for timeline in timelines {
+            let text = repository.wal_history(*system, *timeline)?;
+            // One that cannot be understood is as good as none: everything is kept then.
+            if let Ok(switches) = parse_history(&text) {
+                branches.insert((*system, *timeline), switches);
+            }
+        }
+    }
+    Ok(branches)
 }
 
 /// What is known of the base backups. That some are damaged is `verify`'s business.
@@ -149,57 +178,127 @@ fn ends(manifest: &Manifest) -> Vec<End> {
         .map(|base| End {
             system: base.system,
             timeline: base.timeline,
+            segment: base.segment(),
             stop: base.stop,
             stopped: base.stopped,
         })
         .collect()
 }
 
-fn decide<'s>(stretches: &'s [Stretch], bases: &Bases, promise: Promise) -> Decision<'s> {
-    let mut decision = Decision::default();
+/// What one timeline's moments rest on.
+enum Need<'b> {
+    /// From a backup on, over the timelines that lead there.
+    From(&'b str, End),
+    /// Its first backup may be under way.
+    Young,
+    /// All its moments are older than what is promised.
+    Nothing,
+}
+
+fn decide<'s>(
+    stretches: &'s [Stretch],
+    bases: &Bases,
+    branches: &Branches,
+    promise: Promise,
+) -> Decision<'s> {
     let oldest = promise.oldest(&[]);
     let unread = bases.unread.iter().filter(|begun| **begun <= oldest);
-    let oldest_unread = unread.max().copied().unwrap_or(oldest);
+    let since = unread.max().copied().unwrap_or(oldest);
+    let mut timelines: BTreeSet<(u64, u32)> = BTreeSet::new();
+    timelines.extend(stretches.iter().map(|s| (s.system, s.timeline)));
+    timelines.extend(bases.ends.iter().map(|(_, end)| (end.system, end.timeline)));
+    let needs: Vec<((u64, u32), Need<'_>)> = timelines
+        .iter()
+        .map(|of| {
+            (
+                *of,
+                need(*of, &timelines, stretches, bases, branches, promise),
+            )
+        })
+        .collect();
+    let mut decision = Decision::default();
     for stretch in stretches {
-        let first = beginning(&bases.ends, stretch.system, promise);
-        if is_needed(stretch, first.map(|(_, end)| end), oldest_unread) {
+        let own = (stretch.system, stretch.timeline);
+        let of_cluster = || {
+            needs
+                .iter()
+                .filter(|((system, _), _)| *system == stretch.system)
+        };
+        let is_needed = of_cluster().any(|(of, need)| match need {
+            Need::From(_, end) => {
+                stretch.end > end.segment
+                    && stretch.timeline >= end.timeline
+                    && (own == *of || leads(branches, stretch.timeline, 0, *of))
+            }
+            Need::Young => own == *of && stretch.at() >= since,
+            Need::Nothing => false,
+        });
+        if is_needed {
             continue;
         }
         decision.drop.push(stretch);
-        decision.rests_on.extend(first.map(|(id, _)| id.clone()));
+        decision
+            .rests_on
+            .extend(of_cluster().filter_map(|(_, need)| match need {
+                Need::From(id, _) => Some((*id).to_owned()),
+                Need::Young | Need::Nothing => None,
+            }));
     }
     decision
 }
 
-/// Where recovery of a cluster to the oldest moment begins: the last backup that ended before that, or else the first
-/// one there is. Which comes first is told by positions, for a clock may have been set back: what was written before
-/// a backup is at least as old as it, whatever the clock said then.
-fn beginning(ends: &[(String, End)], system: u64, promise: Promise) -> Option<&(String, End)> {
-    let mut own: Vec<_> = ends
+/// What the moments of a timeline rest on. Which backup comes first is told by positions, for a clock may have been
+/// set back: what was written before a backup is at least as old as it, whatever the clock said then.
+fn need<'b>(
+    of: (u64, u32),
+    timelines: &BTreeSet<(u64, u32)>,
+    stretches: &[Stretch],
+    bases: &'b Bases,
+    branches: &Branches,
+    promise: Promise,
+) -> Need<'b> {
+    let (system, timeline) = of;
+    let leads_there =
+        |end: &End| end.system == system && leads(branches, end.timeline, end.stop, of);
+    let mut own: Vec<_> = bases
+        .ends
         .iter()
-        .filter(|(_, end)| end.system == system)
+        .filter(|(_, end)| leads_there(end))
         .collect();
     own.sort_by_key(|(_, end)| (end.timeline, end.stop));
+    let Some((first_id, first)) = own.first() else {
+        return Need::Young;
+    };
     let oldest = promise.oldest(&own);
+    let is_newest = !timelines.iter().any(|(s, t)| *s == system && *t > timeline);
+    let is_live = is_newest
+        || stretches
+            .iter()
+            .any(|s| (s.system, s.timeline) == of && s.at() >= oldest)
+        || own
+            .iter()
+            .any(|(_, end)| end.timeline == timeline && end.stopped >= oldest);
+    if !is_live {
+        return Need::Nothing;
+    }
     let mut at_least_as_old = Timestamp::MAX;
-    for found in own.iter().rev() {
-        at_least_as_old = at_least_as_old.min(found.1.stopped);
+    for (id, end) in own.iter().rev() {
+        at_least_as_old = at_least_as_old.min(end.stopped);
         if at_least_as_old <= oldest {
-            return Some(found);
+            return Need::From(id, *end);
         }
     }
-    own.first().copied()
+    Need::From(first_id, *first)
 }
 
-/// Whether recovery from its beginning on could read it, or from `since` on where that is not known.
-fn is_needed(stretch: &Stretch, first: Option<&End>, since: Timestamp) -> bool {
-    match first {
-        Some(first) => {
-            stretch.timeline > first.timeline
-                || (stretch.timeline == first.timeline && stretch.end > first.stop)
-        }
-        // Its first backup may be under way.
-        None => stretch.at() >= since,
+/// Whether a position of a timeline is on the way to another; where the way is not known, it may be.
+fn leads(branches: &Branches, timeline: u32, position: u64, to: (u64, u32)) -> bool {
+    match branches.get(&to) {
+        _ if timeline == to.1 => true,
+        Some(switches) => switches
+            .iter()
+            .any(|switch| switch.timeline == timeline && switch.at >= position),
+        None => timeline < to.1,
     }
 }
 
@@ -227,6 +326,7 @@ mod tests {
         End {
             system: 7,
             timeline,
+            segment: stop,
             stop,
             stopped: at(days),
         }
@@ -243,7 +343,9 @@ mod tests {
 
     /// Whether a stretch stays.
     fn is_kept(stretch: Stretch, bases: &Bases, oldest: Timestamp) -> bool {
-        decide(&[stretch], bases, since(oldest)).drop.is_empty()
+        decide(&[stretch], bases, &Branches::new(), since(oldest))
+            .drop
+            .is_empty()
     }
 
     fn read(ends: impl Into<Vec<(String, End)>>) -> Bases {
@@ -279,7 +381,7 @@ mod tests {
         assert!(!kept(stretch(1, 85, 0), -3));
         // What must hold for that.
         let all = [stretch(1, 150, 4), stretch(1, 290, 9)];
-        let decision = decide(&all, &bases, since(at(7)));
+        let decision = decide(&all, &bases, &Branches::new(), since(at(7)));
         assert_eq!(decision.drop, [&all[0]]);
         assert_eq!(decision.rests_on, ["of 200".to_owned()].into());
     }
@@ -317,6 +419,48 @@ mod tests {
         bases.ends.push(("of 400".to_owned(), next));
         assert!(!is_kept(stretch(1, 110, 0), &bases, at(9001 - 30)));
         assert!(is_kept(stretch(1, 210, 7), &bases, at(9001 - 30)));
+    }
+
+    #[test]
+    fn each_timeline_keeps_what_leads_to_its_own_moments() {
+        // Restored from the first backup to 300, before the second one.
+        let ends = [end(1, 100, 0), end(1, 500, 5), end(2, 400, 7)];
+        let bases = read(ends.map(|end| (format!("of {}", end.stop), end)));
+        let switch = Switch {
+            timeline: 1,
+            at: 300,
+        };
+        let branches = Branches::from([((7, 2), vec![switch])]);
+        let kept = |wal: &[Stretch], of: usize, oldest| {
+            let decision = decide(wal, &bases, &branches, since(at(oldest)));
+            !decision.drop.contains(&&wal[of])
+        };
+        // The first one alone leads to what was before the third.
+        let wal = [
+            stretch(1, 200, 2),
+            stretch(1, 510, 5),
+            stretch(2, 310, 6),
+            stretch(2, 410, 9),
+        ];
+        assert!(kept(&wal, 0, 6) && kept(&wal, 2, 6) && kept(&wal, 3, 6));
+        assert!(!kept(&wal, 0, 8) && !kept(&wal, 1, 8) && !kept(&wal, 2, 8));
+        // What was left goes when its moments are too old.
+        assert!(kept(&wal, 1, 4));
+        assert!(!kept(&wal, 1, 7));
+        // A copy of the cluster that lives on beside it does not take its WAL away.
+        let wal = [stretch(1, 950, 11), stretch(2, 410, 12)];
+        assert!(kept(&wal, 0, 10) && kept(&wal, 1, 10));
+    }
+
+    #[test]
+    fn the_segment_that_a_backup_ends_in_is_kept_from_its_start() {
+        let large = End {
+            segment: 1000,
+            ..end(1, 1020, 0)
+        };
+        let bases = read([("of 1020".to_owned(), large)]);
+        assert!(is_kept(stretch(1, 1000, 0), &bases, at(5)));
+        assert!(!is_kept(stretch(1, 985, 0), &bases, at(5)));
     }
 
     #[test]

@@ -73,8 +73,6 @@ pub fn reaches(
     for (project, service) in names(&manifests) {
         let mut bases = bases(&manifests, project.as_deref(), &service);
         bases.retain(|base| base.system == step.system);
-        // Older ones lead there through it, or not at all.
-        bases.truncate(1);
         let mut question = question(repository, &list, &bases, &zone);
         question.timeline = Some(step.timeline);
         let is_reached = question

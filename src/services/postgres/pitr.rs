@@ -31,6 +31,7 @@
 //! 4. What was stored is never contradicted: a server whose WAL ends before what is stored of its timeline, or
 //!    differs from it, is refused with a sentence.
 
+mod base;
 pub mod capture;
 pub mod guard;
 pub mod path;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::repository::wal::{Span, WalList, spans};
+use crate::repository::wal::{WalList, spans};
 
 /// A branch: the timeline that was left, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,6 @@ pub struct Path {
     pub legs: Vec<Leg>,
     /// Where WAL is missing before the stored end of the timeline.
     pub gap_at: Option<Leg>,
-    /// What the last leg's WAL is part of; none when there is no WAL after the base backup.
-    pub span: Option<Span>,
 }
 
 impl Path {
@@ -117,7 +115,6 @@ impl Map<'_> {
         let mut path = Path {
             legs: Vec::new(),
             gap_at: None,
-            span: None,
         };
         let last = legs.len().saturating_sub(1);
         for (index, leg) in legs.into_iter().enumerate() {
@@ -141,7 +138,6 @@ impl Map<'_> {
                 to: end,
                 ..leg
             });
-            path.span = found.copied();
             let is_whole = if index == last {
                 !all.iter().any(|span| span.start > end)
             } else {

@@ -5,21 +5,22 @@
 //! read for the record that recovery would stop at; where there is none, everything is replayed, which is then
 //! the same.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+pub use super::base::Base;
 use super::path::{Leg, Map, Path, parse_history};
 use super::replay::{Parts, Replay};
 use super::stream::Stream;
-use crate::repository::manifest::{ArchiveRecord, Manifest};
+use crate::repository::manifest::Manifest;
 use crate::repository::wal::{Seen, Stretch, WalList};
 use crate::repository::{Repository, RepositoryError};
-use crate::services::postgres::facts::Facts;
 use crate::services::postgres::records::{self, ReadError, Record, Records};
-use crate::services::postgres::wal::{Lsn, SegmentSize};
+use crate::services::postgres::wal::Lsn;
 
 /// Which moment is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,42 +46,6 @@ pub enum TargetError {
     Repository(#[from] RepositoryError),
     #[error(transparent)]
     Wal(#[from] ReadError),
-}
-
-/// A base backup of one cluster.
-pub struct Base<'a> {
-    pub manifest: &'a Manifest,
-    pub record: &'a ArchiveRecord,
-    pub system: u64,
-    pub timeline: u32,
-    pub stop: u64,
-    /// Its own WAL goes on to here: ending a backup ends the segment, and that is in the backup as a whole.
-    pub covered: u64,
-    pub stopped: Timestamp,
-    pub size: SegmentSize,
-}
-
-impl<'a> Base<'a> {
-    /// Of a backup's archive; `None` when it is none that WAL can be replayed after.
-    pub fn of(manifest: &'a Manifest, archive: &str) -> Option<Self> {
-        let record = manifest.archive(archive)?;
-        let facts = Facts::of(&record.report).ok()?;
-        if facts.copied.is_some() {
-            return None;
-        }
-        let stop = Lsn::parse(&facts.stop_lsn)?;
-        let size = SegmentSize::new(facts.wal_segment_bytes)?;
-        Some(Self {
-            manifest,
-            record,
-            system: facts.system_identifier.parse().ok()?,
-            timeline: facts.timeline,
-            stop: stop.0,
-            covered: size.start_of(size.segment_before(stop) + 1).0,
-            stopped: facts.stopped.parse().unwrap_or(record.point.at),
-            size,
-        })
-    }
 }
 
 /// One way to a target.
@@ -117,8 +82,11 @@ pub struct Reachable {
 impl<'q, 'm> Question<'q, 'm> {
     /// The backup to begin with, and the rest of the way.
     pub fn choose(&self, target: &Target) -> Result<(&'m Manifest, Replay), TargetError> {
+        if *target == Target::Latest {
+            return self.latest();
+        }
         let mut newer: Option<&Base<'_>> = None;
-        for base in self.bases {
+        for base in self.in_order() {
             let map = self.map(base.system)?;
             for way in self.ways(&map, base)? {
                 if let Some(replay) = self.along(&map, &way, target, newer)? {
@@ -130,10 +98,48 @@ impl<'q, 'm> Question<'q, 'm> {
         Err(TargetError::Unreachable(self.sorry(target)?))
     }
 
+    /// The end of the newest timeline, from the last backup that leads there: one on a timeline that was left may be
+    /// newer.
+    fn latest(&self) -> Result<(&'m Manifest, Replay), TargetError> {
+        let bases = self.in_order();
+        let newest = bases.first().map(|base| base.system);
+        let mut found: Option<(u32, &Base<'m>)> = None;
+        for base in bases {
+            let ways = self.ways(&self.map(base.system)?, base)?;
+            let timelines = ways.iter().map(|way| way.timeline);
+            let highest = timelines.max().filter(|_| Some(base.system) == newest);
+            if let Some(timeline) = highest
+                && found.is_none_or(|(before, _)| timeline > before)
+            {
+                found = Some((timeline, base));
+            }
+        }
+        if let Some((timeline, base)) = found {
+            let map = self.map(base.system)?;
+            for way in self.ways(&map, base)? {
+                if way.timeline == timeline
+                    && let Some(replay) = self.along(&map, &way, &Target::Latest, None)?
+                {
+                    return Ok((base.manifest, replay));
+                }
+            }
+        }
+        Err(TargetError::Unreachable(self.sorry(&Target::Latest)?))
+    }
+
+    /// The base backups by where they are in the WAL, the last one first; the clock may have been set back between
+    /// them. Another cluster's come after those of the newest one's.
+    fn in_order(&self) -> Vec<&'q Base<'m>> {
+        let cluster = |system| self.bases.iter().position(|base| base.system == system);
+        let mut bases: Vec<_> = self.bases.iter().collect();
+        bases.sort_by_key(|base| (cluster(base.system), Reverse((base.timeline, base.stop))));
+        bases
+    }
+
     /// Everything that can be restored, the newest timeline last.
     pub fn reachable(&self) -> Result<Vec<Reachable>, TargetError> {
         let mut found: BTreeMap<u32, Vec<Reachable>> = BTreeMap::new();
-        for base in self.bases.iter().rev() {
+        for base in self.in_order().into_iter().rev() {
             let map = self.map(base.system)?;
             for way in self.ways(&map, base)? {
                 let one = Reachable {
@@ -201,7 +207,7 @@ impl<'q, 'm> Question<'q, 'm> {
                 base,
                 timeline,
                 begins,
-                ends: ends(&path, timeline, seen.as_ref()).max(begins),
+                ends: ends(map, &path, timeline, seen.as_ref()).max(begins),
                 path,
             });
         }
@@ -436,12 +442,17 @@ fn stored_along<'s>(map: &Map<'s>, way: &Way<'_, '_>) -> Option<Vec<&'s Stretch>
 }
 
 /// The last moment that a path leads to.
-fn ends(path: &Path, timeline: u32, seen: Option<&Seen>) -> Timestamp {
-    let stored = path.span.map_or(Timestamp::MIN, |span| span.last);
-    let looked = seen
-        .filter(|seen| seen.timeline == timeline && seen.end == path.end())
-        .map_or(Timestamp::MIN, |seen| seen.at);
-    stored.max(looked)
+fn ends(map: &Map<'_>, path: &Path, timeline: u32, seen: Option<&Seen>) -> Timestamp {
+    // What was stored before the backup was made tells nothing: the clock may have been ahead then.
+    let last = path.legs.last().into_iter().flat_map(|leg| {
+        let stored = map.list.of(map.system, timeline);
+        stored.filter(|s| s.end > leg.from && s.start < leg.to)
+    });
+    let looked = seen.filter(|seen| seen.timeline == timeline && seen.end == path.end());
+    last.map(Stretch::at)
+        .chain(looked.map(|seen| seen.at))
+        .max()
+        .unwrap_or(Timestamp::MIN)
 }
 
 /// Ends the legs at a position.

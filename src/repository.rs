@@ -187,6 +187,16 @@ impl Repository {
         Self::open_or_init(Arc::new(LocalStore::new(dir)), &Keys::none())
     }
 
+    /// That this one is still where it was. A directory is empty while its disk is not mounted, or holds another
+    /// one's; who writes for days on end asks first.
+    pub fn check_present(&self) -> Result<(), RepositoryError> {
+        let store = self.store();
+        if store.is_remote() || keys::id_in(&**store)? == self.id() {
+            return Ok(());
+        }
+        Err(RepositoryError::NoRepository(store.describe()))
+    }
+
     /// Opens the repository in a store, or makes one where there is none.
     pub fn open_or_init(store: Arc<dyn Store>, keys: &Keys) -> Result<Self, RepositoryError> {
         match Self::open(Arc::clone(&store), keys) {

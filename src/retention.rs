@@ -125,11 +125,11 @@ fn decide_alike(
     }
     if let Some(days) = policy.within_days {
         let age = jiff::SignedDuration::from_hours(24 * i64::from(days)).saturating_add(leeway);
-        // A newest one that is later than the one before it by more than that came after a long pause, or the clock
-        // was ahead: then the age is that of the one before, and the next one brings the rest.
         let now = match newest_first.as_slice() {
-            [newest, before, ..] if newest.finished.duration_since(before.finished) > age => {
-                before.finished
+            [newest, second, third, ..]
+                if is_odd_pause([third.finished, second.finished, newest.finished], age) =>
+            {
+                second.finished
             }
             _ => now,
         };
@@ -199,6 +199,13 @@ fn shrunk(
             [newer, before] => shrunk_since(policy, newer, before),
             _ => None,
         })
+}
+
+/// Whether the newest of three came after a pause that is longer than all that is kept by age, and than is usual: a
+/// machine that was off for long, or a clock that was ahead for a while. Then nothing is too old yet.
+pub fn is_odd_pause([third, second, newest]: [Timestamp; 3], kept: jiff::SignedDuration) -> bool {
+    let pause = newest.duration_since(second);
+    pause > kept && pause > second.duration_since(third).saturating_mul(2)
 }
 
 fn shrunk_since(policy: &RetentionPolicy, newer: &Candidate, before: &Candidate) -> Option<String> {

@@ -221,6 +221,37 @@ fn both_sides_of_a_branch_can_be_restored() {
 }
 
 #[test]
+fn a_mark_that_no_backup_leads_to_is_refused() {
+    let source = Cluster::new();
+    let site = Site::new();
+    // A repository, and a backup of another cluster in it.
+    site.backup(&Cluster::new());
+    let mark = || {
+        let mut command = site.command(&["mark", "before-upgrade"]);
+        command
+            .env("PITR", "on")
+            .env("POSTGRES_HOST", "127.0.0.1")
+            .env("POSTGRES_PORT", source.port.to_string())
+            .env("POSTGRES_USER", "postgres")
+            .env("POSTGRES_PASSWORD", cluster::PASSWORD)
+            .env("POSTGRES_DATA", &source.data);
+        let output = command.output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (is_made, said) = mark();
+    assert!(
+        !is_made && said.contains("no backup leads to this moment"),
+        "{said}"
+    );
+    site.backup(&source);
+    let (is_made, said) = mark();
+    assert!(is_made, "{said}");
+}
+
+#[test]
 fn a_mark_on_a_server_where_nothing_happens_is_stored_with_the_next_step() {
     // Nothing but a commit of its own flushes what the mark stands for.
     let source = Cluster::with(&[], &["wal_writer_delay=10s", "synchronous_commit=off"]);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::pitr::spans;
 use super::workplace::Sight;
 use super::{Context, Failure, output, pitr};
 use crate::repository::wal::Mark;
@@ -50,12 +51,18 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     // What it stands for is in the repository before the mark is.
     let steps = pitr::fetch(context).await?;
     for mark in &marks {
-        let is_stored = steps.iter().any(|step| {
+        let stored = steps.iter().find(|step| {
             step.system == mark.system && step.timeline == mark.timeline && step.end >= mark.lsn
         });
-        if !is_stored {
-            return Err(Failure::sentence(format!(
+        let step = stored.ok_or_else(|| {
+            Failure::sentence(format!(
                 "{}: the WAL up to the mark is not stored: see `pitr status`, and mark again",
+                mark.service
+            ))
+        })?;
+        if !spans::reaches(context, &repository, step)? {
+            return Err(Failure::sentence(format!(
+                "{}: no backup leads to this moment, so nothing could go back to the mark: run `backup`, and mark again",
                 mark.service
             )));
         }

@@ -3,7 +3,7 @@
 pub(super) mod keep;
 pub(super) mod note;
 pub(super) mod retire;
-mod spans;
+pub(super) mod spans;
 
 use std::fmt::Write as _;
 use std::sync::Arc;

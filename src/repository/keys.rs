@@ -102,6 +102,11 @@ impl Keys {
     }
 }
 
+/// Which repository is in a store now.
+pub(super) fn id_in(store: &dyn Store) -> Result<String, RepositoryError> {
+    Ok(RepositoryConfig::read(store)?.id)
+}
+
 /// Makes the files of a new repository; the last of them is `config.json`.
 pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<(), RepositoryError> {
     let (secrets, mode) = if let Some(passphrase) = &keys.passphrase {

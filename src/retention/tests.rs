@@ -273,3 +273,24 @@ fn backups_from_the_future_are_kept_and_take_nobodys_place() {
         ["2026-11-20T03:00:00Z", "2027-06-01T03:00:00Z"]
     );
 }
+
+#[test]
+fn one_backup_by_a_clock_that_is_far_ahead_makes_the_others_no_older() {
+    let policy = RetentionPolicy {
+        within_days: Some(30),
+        ..none()
+    };
+    let nights = [
+        backup("2026-11-01T03:00:00Z"),
+        backup("2026-11-02T03:00:00Z"),
+        backup("2026-11-03T03:00:00Z"),
+        backup("2035-01-01T03:00:00Z"),
+    ];
+    let now = "2035-01-01T03:05:00Z";
+    assert_eq!(decide_at(&policy, &nights, now).drop, [""; 0]);
+    // It was right: the next one brings the age.
+    let mut all = nights.to_vec();
+    all.push(backup("2035-01-02T03:00:00Z"));
+    let decision = decide_at(&policy, &all, "2035-01-02T03:05:00Z");
+    assert_eq!(decision.drop.len(), 3);
+}

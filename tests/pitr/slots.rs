@@ -88,6 +88,32 @@ fn the_first_step_finds_all_wal_while_the_server_removes_it() {
 }
 
 #[test]
+fn the_slot_of_an_earlier_repository_is_not_forgotten() {
+    let source = Cluster::new();
+    let (first, second, other) = (Site::new(), Site::new(), Site::new());
+    let state = first.place.state();
+    let moved = [("LIFEBOAT_STATE", state.to_str().unwrap())];
+    let mut before = first.capture(&source);
+    first.step(&mut before).unwrap();
+    // The same sidecar, with another repository.
+    let mut capture = second.capture_with(&source, &moved);
+    second.step(&mut capture).unwrap();
+    assert_eq!(source.number(SLOTS), 1);
+    // Another sidecar came later, and found a cap.
+    let mut beside = other.capture(&source);
+    other.step(&mut beside).unwrap();
+    let capped = source.text("SHOW max_slot_wal_keep_size");
+    let told = second.place.block_on(capture.give_back()).unwrap();
+    assert!(
+        told.iter().any(|said| said.contains("still needs it")),
+        "{told:?}"
+    );
+    source.sql("SELECT pg_sleep(0.3)");
+    assert_eq!(source.number(SLOTS), 1);
+    assert_eq!(source.text("SHOW max_slot_wal_keep_size"), capped);
+}
+
+#[test]
 fn a_cap_of_the_administrators_own_is_left_alone() {
     let source = Cluster::new();
     source.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'; SELECT pg_reload_conf(); SELECT pg_sleep(0.3)");
@@ -233,9 +259,18 @@ fn a_cap_that_the_disk_is_too_small_for_does_not_cost_the_server() {
     let mut capture = site.capture(&source);
     let step = site.step(&mut capture).unwrap();
     assert!(matches!(step.kept, Kept::Slot { .. }), "{:?}", step.kept);
-    // As if the repository did not answer meanwhile.
+    // The repository is away meanwhile.
+    let repository = site.place.state().with_file_name("repo");
+    let away = repository.with_file_name("away");
+    std::fs::rename(&repository, &away).unwrap();
+    for _ in 0..2 {
+        write(&source, 1);
+        let failed = site.step(&mut capture).unwrap_err();
+        assert_eq!(failed.kind, ErrorKind::Io, "{failed}");
+    }
     write(&source, 330);
     assert_eq!(source.number(SLOTS), 0);
+    std::fs::rename(&away, &repository).unwrap();
     source.sql("CHECKPOINT; INSERT INTO filler VALUES ('alive'); CHECKPOINT");
     let step = site.step(&mut capture).unwrap();
     assert!(step.gap.is_some());
@@ -243,7 +278,7 @@ fn a_cap_that_the_disk_is_too_small_for_does_not_cost_the_server() {
     // That one is watched as well.
     write(&source, 330);
     assert_eq!(source.number(SLOTS), 0);
-    assert_eq!(source.number("SELECT count(*) FROM filler"), 594_001);
+    assert_eq!(source.number("SELECT count(*) FROM filler"), 595_801);
 }
 
 #[test]

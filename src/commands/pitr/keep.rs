@@ -43,7 +43,6 @@ pub async fn keep(context: Context, wanted: Arc<Wanted>) {
         if let Err(failure) = keeper.round(&context).await {
             tracing::warn!("the WAL is not fetched: {failure}");
             note::bad(&context.config.state, "postgres", &failure.to_string());
-            keeper.captures.clear();
         }
         let rest = context.config.pitr.interval.saturating_sub(began.elapsed());
         tokio::select! {
@@ -120,7 +119,8 @@ impl Keeper {
                         tracing::error!("the WAL is not fetched: {err}");
                     }
                     note::bad(&context.config.state, capture.service(), &err.to_string());
-                    is_lost = true;
+                    // Where the repository failed, the server's disk is watched on.
+                    is_lost |= !capture.is_open();
                 }
             }
         }
@@ -137,15 +137,25 @@ impl Keeper {
         {
             return Ok(Some(Arc::clone(repository)));
         }
-        self.captures.clear();
-        match tokio::task::block_in_place(|| context.repository()) {
-            Ok(repository) => {
+        match (
+            tokio::task::block_in_place(|| context.repository()),
+            &mut self.repository,
+        ) {
+            (Ok(repository), _) => {
                 let repository = Arc::new(repository);
                 self.repository = Some((Instant::now(), Arc::clone(&repository)));
+                self.captures.clear();
+                self.looked = None;
                 Ok(Some(repository))
             }
-            Err(RepositoryError::NoRepository(_)) => Ok(None),
-            Err(err) => Err(anyhow::Error::new(err).into()),
+            // What fetches goes on, and keeps its eye on the servers' disks.
+            (Err(err), Some((opened, before))) => {
+                tracing::warn!("the repository cannot be opened anew: {err}");
+                *opened = Instant::now();
+                Ok(Some(Arc::clone(before)))
+            }
+            (Err(RepositoryError::NoRepository(_)), None) => Ok(None),
+            (Err(err), None) => Err(anyhow::Error::new(err).into()),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::repository::manifest::Manifest;
 use crate::repository::run_id::begun;
 use crate::repository::wal::{Stretch, WalList};
 use crate::repository::{Repository, RepositoryError};
+use crate::retention;
 use crate::services::ServiceKind;
 use crate::services::postgres::pitr::path::{Switch, parse_history};
 use crate::services::postgres::pitr::target::Base;
@@ -63,15 +64,18 @@ struct Promise {
 }
 
 impl Promise {
-    /// The oldest moment. A newest backup that is later than the one before it by more than all that is promised was
-    /// made after a long pause, or by a clock that was ahead for a while: then the time of the one before it counts,
-    /// and the next one brings the age.
+    /// The oldest moment. A newest backup that came later than the one before it by more than all that is promised,
+    /// and than is usual, was made after a long pause, or by a clock that was ahead for a while: then the time of the
+    /// one before it counts, and the next one brings the age.
     fn oldest(self, in_order: &[&(String, End)]) -> Timestamp {
         let now = match in_order {
-            [.., (_, before), (_, newest)]
-                if newest.stopped.duration_since(before.stopped) > self.keep =>
+            [.., (_, third), (_, second), (_, newest)]
+                if retention::is_odd_pause(
+                    [third.stopped, second.stopped, newest.stopped],
+                    self.keep,
+                ) =>
             {
-                before.stopped.min(self.now)
+                second.stopped.min(self.now)
             }
             _ => self.now,
         };

@@ -111,15 +111,29 @@ impl Capture {
         &self.access.service
     }
 
-    /// Fetches what is there; `None` while the server is in recovery. After an error the next step begins anew.
+    /// Fetches what is there; `None` while the server is in recovery. After an error the next step begins anew; but
+    /// when it is the repository that failed, the server's disk is watched on.
     pub async fn step(&mut self) -> Result<Option<Step>, ServiceError> {
-        let outcome = self.try_step().await;
-        if outcome.is_err()
-            && let Some(open) = self.open.take()
-        {
-            open.close().await;
+        match self.try_step().await {
+            Ok(step) => Ok(step),
+            Err(StepError::Repository(err)) => {
+                if let Some(open) = &mut self.open {
+                    open.line = None;
+                }
+                Err(err)
+            }
+            Err(StepError::Server(err)) => {
+                if let Some(open) = self.open.take() {
+                    open.close().await;
+                }
+                Err(err)
+            }
         }
-        outcome
+    }
+
+    /// Whether a session is open, and its server's disk is watched.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
     /// Ends the session; the slot stays.
@@ -142,7 +156,7 @@ impl Capture {
         told?.map_err(|err| guard_error(&self.access, "give the replication slot back", err))
     }
 
-    async fn try_step(&mut self) -> Result<Option<Step>, ServiceError> {
+    async fn try_step(&mut self) -> Result<Option<Step>, StepError> {
         if self.open.is_none() {
             let Some(open) = self.begin().await? else {
                 return Ok(None);
@@ -153,11 +167,10 @@ impl Capture {
             return Ok(None);
         };
         let guard = self.guard.clone();
-        let segment_bytes = open.size.bytes();
         let kept = open
             .session
             .run("look after the replication slot", move |client| {
-                Ok(guard.keep(client, segment_bytes))
+                Ok(guard.keep(client))
             })
             .await?;
         let kept =
@@ -216,6 +229,18 @@ impl Capture {
             line: None,
             seen: None,
         }))
+    }
+}
+
+/// Whose failure it was.
+enum StepError {
+    Server(ServiceError),
+    Repository(ServiceError),
+}
+
+impl From<ServiceError> for StepError {
+    fn from(err: ServiceError) -> Self {
+        Self::Server(err)
     }
 }
 

@@ -103,7 +103,7 @@ struct Slot {
 
 impl Guard {
     /// Sees to it that a capped slot keeps the WAL. Blocks, on the session's thread.
-    pub fn keep(&self, client: &mut Client, segment_bytes: u64) -> Result<Kept, GuardError> {
+    pub fn keep(&self, client: &mut Client) -> Result<Kept, GuardError> {
         let found = self.slot(client)?;
         let cap = match self.capped(client)? {
             Ok(cap) => cap,
@@ -115,10 +115,8 @@ impl Guard {
             }
         };
         if let Some(slot) = found {
-            let is_safe = slot
-                .safe_bytes
-                .is_none_or(|safe| safe > i64::try_from(segment_bytes).unwrap_or(i64::MAX));
-            if let Some(restart) = slot.restart.filter(|_| slot.status != "lost" && is_safe) {
+            // One that is close to its cap keeps what is fetched now, and is advanced then.
+            if let Some(restart) = slot.restart.filter(|_| slot.status != "lost") {
                 return Ok(Kept::Slot {
                     restart,
                     safe_bytes: slot.safe_bytes,
@@ -128,7 +126,7 @@ impl Guard {
                 service = %self.service,
                 "the slot {} is {} (the cap is {cap} MB): it is dropped, and begun anew",
                 self.slot,
-                if is_safe { slot.status.as_str() } else { "about to be lost" }
+                slot.status
             );
             self.drop_slot(client)?;
         }
@@ -151,13 +149,28 @@ impl Guard {
         }))
     }
 
-    fn create(&self, client: &mut Client) -> Result<Kept, GuardError> {
-        let made = read_made(&self.state, &self.service)?.unwrap_or_default();
-        let noted = Made {
+    /// Writes down what is about to be made. A slot for another repository is dropped before it is forgotten.
+    fn note(&self, client: &mut Client, cap_mb: Option<i64>) -> Result<(), GuardError> {
+        let before = read_made(&self.state, &self.service)?.unwrap_or_default();
+        if before.slot != self.slot && !before.slot.is_empty() {
+            self.of(&before.slot).drop_slot(client)?;
+        }
+        let made = Made {
             slot: self.slot.clone(),
-            ..made
+            cap_mb: cap_mb.or(before.cap_mb),
         };
-        write_made(&self.state, &self.service, &noted)?;
+        Ok(write_made(&self.state, &self.service, &made)?)
+    }
+
+    fn of(&self, slot: &str) -> Self {
+        Self {
+            slot: slot.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    fn create(&self, client: &mut Client) -> Result<Kept, GuardError> {
+        self.note(client, None)?;
         let created = client.query_one(
             "SELECT lsn::text FROM pg_create_physical_replication_slot($1::text::name, true, false)",
             &[&self.slot],
@@ -199,14 +212,7 @@ impl Guard {
             ));
         };
         let wanted = i64::try_from(cap >> 20).unwrap_or(i64::MAX);
-        write_made(
-            &self.state,
-            &self.service,
-            &Made {
-                slot: self.slot.clone(),
-                cap_mb: Some(wanted),
-            },
-        )?;
+        self.note(client, Some(wanted))?;
         let set = client
             .batch_execute(&format!(
                 "ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted}MB'"
@@ -214,6 +220,12 @@ impl Guard {
             .and_then(|()| client.batch_execute("SELECT pg_reload_conf()"));
         if let Err(err) = set {
             if err.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+                // What an administrator sets instead is not to be taken back.
+                let made = Made {
+                    slot: self.slot.clone(),
+                    cap_mb: None,
+                };
+                write_made(&self.state, &self.service, &made)?;
                 return Ok(Err(format!(
                     "max_slot_wal_keep_size is -1, and a slot without that cap could fill the server's disk: run ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted}MB'; SELECT pg_reload_conf(); as a superuser"
                 )));
@@ -264,10 +276,7 @@ impl Guard {
         let mut told = Vec::new();
         let made = read_made(&self.state, &self.service)?.unwrap_or_default();
         for slot in [&made.slot, &self.slot] {
-            let own = Self {
-                slot: slot.clone(),
-                ..self.clone()
-            };
+            let own = self.of(slot);
             if !slot.is_empty() && own.slot(client)?.is_some() {
                 own.drop_slot(client)?;
                 told.push(format!("dropped the replication slot {slot}"));
@@ -279,10 +288,20 @@ impl Guard {
                  AND (sourcefile IS NULL OR sourcefile LIKE '%postgresql.auto.conf')",
                 &[&cap.to_string()],
             )?;
+            let others: i64 = client
+                .query_one(
+                    "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'lifeboat\\_pitr\\_%'",
+                    &[],
+                )?
+                .get(0);
             if is_ours.get::<_, i64>(0) == 1 {
-                client.batch_execute("ALTER SYSTEM RESET max_slot_wal_keep_size")?;
-                client.batch_execute("SELECT pg_reload_conf()")?;
-                told.push("took max_slot_wal_keep_size back".to_owned());
+                told.push(if others > 0 {
+                    "left max_slot_wal_keep_size as it is, because another repository's slot still needs it".to_owned()
+                } else {
+                    client.batch_execute("ALTER SYSTEM RESET max_slot_wal_keep_size")?;
+                    client.batch_execute("SELECT pg_reload_conf()")?;
+                    "took max_slot_wal_keep_size back".to_owned()
+                });
             }
         }
         durable::remove(&made_path(&self.state, &self.service))?;

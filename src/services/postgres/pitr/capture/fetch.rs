@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 
 use super::super::guard::{Kept, Look};
 use super::super::path::{Switch, parse_history};
-use super::{Gap, Line, Open, Step};
+use super::{Gap, Line, Open, Step, StepError};
 use crate::repository::wal::{STRETCH_BYTES, Seen, Stretch, WalList};
 use crate::repository::{Repository, RepositoryError};
 use crate::services::postgres::access::Access;
@@ -25,7 +25,8 @@ pub(super) struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    pub fn run(&self, open: &mut Open, kept: Kept) -> Result<Step, ServiceError> {
+    pub fn run(&self, open: &mut Open, kept: Kept) -> Result<Step, StepError> {
+        self.stored(self.repository.check_present())?;
         let is_new = open
             .line
             .as_ref()
@@ -36,7 +37,7 @@ impl Fetch<'_> {
         };
         let (mut stored_bytes, mut gap) = (0, None);
         if line.end > self.look.flushed {
-            return Err(self.contradicted(open, &line));
+            return Err(self.contradicted(open, &line).into());
         }
         while line.end < self.look.flushed {
             let at = line.end;
@@ -74,7 +75,7 @@ impl Fetch<'_> {
     }
 
     /// Where to go on: what the repository says, else where the WAL that is there begins.
-    fn line(&self, open: &Open, kept: &Kept) -> Result<Line, ServiceError> {
+    fn line(&self, open: &Open, kept: &Kept) -> Result<Line, StepError> {
         let timeline = self.look.timeline;
         let list = self.stored(self.repository.wal())?;
         let switches = self.histories(open, &list)?;
@@ -94,7 +95,7 @@ impl Fetch<'_> {
         };
         line.end = newest.end;
         if line.end > self.look.flushed {
-            return Err(self.contradicted(open, &line));
+            return Err(self.contradicted(open, &line).into());
         }
         self.compare(open, &line, newest)?;
         let unit = unit_start(line.end);
@@ -106,7 +107,7 @@ impl Fetch<'_> {
     }
 
     /// Stores the histories of the timeline and those before it; returns the newest one's.
-    fn histories(&self, open: &Open, list: &WalList) -> Result<Vec<Switch>, ServiceError> {
+    fn histories(&self, open: &Open, list: &WalList) -> Result<Vec<Switch>, StepError> {
         let mut of_this = Vec::new();
         let stored = list.histories.get(&open.system);
         for timeline in 2..=self.look.timeline {
@@ -115,7 +116,7 @@ impl Fetch<'_> {
                 Ok(text) => text,
                 // Only those that lead to the present are there.
                 Err(err) if err.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(err) => return Err(self.unreadable(&path, &err)),
+                Err(err) => return Err(self.unreadable(&path, &err).into()),
             };
             of_this = parse_history(&text).map_err(|why| {
                 self.access
@@ -130,13 +131,14 @@ impl Fetch<'_> {
             } else if self.repository.vault().can_read() {
                 let before = self.stored(self.repository.wal_history(open.system, timeline))?;
                 if parse_history(&before).as_ref() != Ok(&of_this) {
-                    return Err(self.access.error(
+                    let told = self.access.error(
                         ErrorKind::Setup,
                         format!(
                             "the server's timeline {timeline} is not the one that the repository has WAL of: its history differs, because two restores gave one number twice. Run `pitr forget --timeline {timeline} --system {}` to drop that WAL, then back up",
                             open.system
                         ),
-                    ));
+                    );
+                    return Err(told.into());
                 }
             }
         }
@@ -162,7 +164,7 @@ impl Fetch<'_> {
     }
 
     /// Fetches to the end of a unit, or as far as is flushed; `None` when the WAL is gone.
-    fn unit(&self, open: &Open, line: &mut Line) -> Result<Option<u64>, ServiceError> {
+    fn unit(&self, open: &Open, line: &mut Line) -> Result<Option<u64>, StepError> {
         let start = line.end;
         let (unit, unit_end) = (unit_start(start), unit_start(start) + STRETCH_BYTES);
         let end = unit_end.min(self.look.flushed);
@@ -284,7 +286,7 @@ impl Fetch<'_> {
     }
 
     /// What is stored must be what the server has, where it still has it.
-    fn compare(&self, open: &Open, line: &Line, newest: &Stretch) -> Result<(), ServiceError> {
+    fn compare(&self, open: &Open, line: &Line, newest: &Stretch) -> Result<(), StepError> {
         if !self.repository.vault().can_read() {
             return Ok(());
         }
@@ -295,7 +297,7 @@ impl Fetch<'_> {
         if stored == found {
             Ok(())
         } else {
-            Err(self.contradicted(open, line))
+            Err(self.contradicted(open, line).into())
         }
     }
 
@@ -314,7 +316,7 @@ impl Fetch<'_> {
     }
 
     /// Tells the repository of this look, when the name of a stretch does not.
-    fn note(&self, open: &mut Open, line: &Line, stored_bytes: u64) -> Result<(), ServiceError> {
+    fn note(&self, open: &mut Open, line: &Line, stored_bytes: u64) -> Result<(), StepError> {
         let now = self.look.at;
         let is_due = open
             .seen
@@ -333,16 +335,15 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    fn stored<T>(&self, result: Result<T, RepositoryError>) -> Result<T, ServiceError> {
+    fn stored<T>(&self, result: Result<T, RepositoryError>) -> Result<T, StepError> {
         result.map_err(|err| {
             let kind = if err.is_transient() {
                 ErrorKind::Unreachable
             } else {
                 ErrorKind::Io
             };
-            self.access
-                .error(kind, format!("the WAL cannot be stored: {err}"))
-                .with_source(err)
+            let told = format!("the WAL cannot be stored: {err}");
+            StepError::Repository(self.access.error(kind, told).with_source(err))
         })
     }
 

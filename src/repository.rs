@@ -312,15 +312,15 @@ impl Repository {
 
     /// Finds the backup that `wanted` names: an id, the unique beginning of one, or `latest`.
     pub fn resolve(&self, wanted: &str) -> Result<String, RepositoryError> {
-        let ids = self.backups()?;
         if wanted == "latest" {
-            return ids.last().cloned().ok_or_else(|| {
+            return self.up_to_now()?.last().cloned().ok_or_else(|| {
                 RepositoryError::Missing(format!(
                     "a backup (the repository {} is empty: run `backup` first)",
                     self.store().describe()
                 ))
             });
         }
+        let ids = self.backups()?;
         let mut matching = ids
             .iter()
             .filter(|id| !wanted.is_empty() && id.starts_with(wanted));
@@ -343,7 +343,7 @@ impl Repository {
     pub fn latest_of(&self, project: Option<&str>) -> Result<String, RepositoryError> {
         let newest = self.resolve("latest")?;
         let mut projects = std::collections::BTreeMap::new();
-        for id in self.backups()? {
+        for id in self.up_to_now()? {
             projects.insert(self.manifest(&id)?.project, id);
         }
         match projects.get(&project.map(str::to_owned)) {
@@ -359,6 +359,39 @@ impl Repository {
                     .join(", ")
             ))),
         }
+    }
+
+    /// The newest backup, where there is no doubt whose: for what is not to be done with another project's.
+    pub fn latest_of_one(&self) -> Result<String, RepositoryError> {
+        let newest = self.resolve("latest")?;
+        let mut others = self.backups()?.into_iter().filter(|id| *id != newest);
+        let project = self.manifest(&newest)?.project;
+        // One that cannot be read may be anybody's.
+        match others.find(|id| {
+            self.manifest(id)
+                .is_ok_and(|other| other.project != project)
+        }) {
+            Some(other) => Err(RepositoryError::Invalid(format!(
+                "the repository holds backups of several projects ({newest} and {other}, for example): say an id instead of `latest`"
+            ))),
+            None => Ok(newest),
+        }
+    }
+
+    /// The backups, oldest first, without those that a clock which was ahead gave a later time than now; all, where
+    /// there are no others.
+    fn up_to_now(&self) -> Result<Vec<String>, RepositoryError> {
+        let (all, now) = (self.backups()?, jiff::Timestamp::now());
+        let told = run_id::told_of_the_future(&all, now);
+        let (_, up_to_now): (Vec<_>, Vec<_>) = all
+            .iter()
+            .cloned()
+            .partition(|id| run_id::is_ahead(id, now));
+        if let (Some(told), false) = (&told, up_to_now.is_empty()) {
+            tracing::warn!("{told}");
+            return Ok(up_to_now);
+        }
+        Ok(all)
     }
 
     /// Opens an archive of a backup for reading.

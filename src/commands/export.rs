@@ -36,9 +36,11 @@ pub enum Compress {
 
 pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let repository = context.repository().map_err(anyhow::Error::new)?;
-    let id = repository
-        .resolve(&args.backup)
-        .map_err(anyhow::Error::new)?;
+    let id = match args.backup.as_str() {
+        "latest" => repository.latest_of_one(),
+        id => repository.resolve(id),
+    }
+    .map_err(anyhow::Error::new)?;
     let manifest = repository.manifest(&id).map_err(anyhow::Error::new)?;
     let record = choose(&manifest, args.archive.as_deref())?;
     let stream = repository

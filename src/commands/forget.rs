@@ -1,5 +1,6 @@
 //! `forget`: drops backups by hand.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
@@ -34,7 +35,11 @@ pub async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
         .map_err(anyhow::Error::new)?;
     let mut dropped = Vec::new();
     for wanted in &args.backups {
-        let id = repository.resolve(wanted).map_err(anyhow::Error::new)?;
+        let id = match wanted.as_str() {
+            "latest" => repository.latest_of_one(),
+            id => repository.resolve(id),
+        }
+        .map_err(anyhow::Error::new)?;
         if !dropped.contains(&id) {
             dropped.push(id);
         }
@@ -63,12 +68,12 @@ fn describe(
     dropped: &[String],
 ) -> anyhow::Result<String> {
     let zone = &context.config.schedule.time_zone;
-    let mut newest_good = None;
+    let mut newest_good = BTreeMap::new();
     let mut lines = String::new();
     for id in repository.backups()? {
         let manifest = repository.manifest(&id);
         if let Ok(manifest) = &manifest {
-            newest_good = Some(manifest.id.clone());
+            newest_good.insert(manifest.project.clone(), manifest.id.clone());
         }
         if dropped.contains(&id) {
             let line = match manifest {
@@ -79,10 +84,14 @@ fn describe(
             writeln!(lines, "{line}").ok();
         }
     }
-    if let Some(newest) = newest_good.filter(|newest| dropped.contains(newest)) {
+    for (project, newest) in newest_good {
+        if !dropped.contains(&newest) {
+            continue;
+        }
+        let of = project.map_or_else(String::new, |name| format!(" of {name}"));
         writeln!(
             lines,
-            "{newest} is the NEWEST good backup: after this the stack can only be restored to an older one, if there is any"
+            "{newest} is the NEWEST good backup{of}: after this the stack can only be restored to an older one, if there is any"
         )
         .ok();
     }
@@ -92,8 +101,12 @@ fn describe(
 fn line(manifest: &Manifest, zone: &str) -> String {
     let names: Vec<&str> = manifest.archives.iter().map(|a| a.name.as_str()).collect();
     format!(
-        "{}: {}, {}, {}{}",
+        "{}: {}{}, {}, {}{}",
         manifest.id,
+        manifest
+            .project
+            .as_ref()
+            .map_or_else(String::new, |name| format!("{name}, ")),
         output::time(manifest.finished, zone),
         output::bytes(manifest.raw_bytes),
         names.join(" "),

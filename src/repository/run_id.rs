@@ -20,19 +20,29 @@ pub fn begun(id: &str) -> Option<Timestamp> {
     Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
 
-/// What to say when a backup is there already that is of a later time: it stays the newest one until then.
-pub fn told_of_the_future(newest: &str, now: Timestamp) -> Option<String> {
-    let ahead = begun(newest)?;
-    (ahead > now + SAME_TIME).then(|| {
+/// Whether a backup is of a later time than now: the clock was ahead then, or is behind now.
+pub fn is_ahead(id: &str, now: Timestamp) -> bool {
+    begun(id).is_some_and(|begun| begun > now + SAME_TIME)
+}
+
+/// What to say of backups that are of a later time than now; they are not taken for the newest.
+pub fn told_of_the_future(ids: &[String], now: Timestamp) -> Option<String> {
+    let ahead: Vec<&str> = ids
+        .iter()
+        .map(String::as_str)
+        .filter(|id| is_ahead(id, now))
+        .collect();
+    (!ahead.is_empty()).then(|| {
         format!(
-            "backup {newest} is of a later time than now: the clock was ahead then, or is behind now. Until {ahead:.0} it is taken for the newest one, so say the backup that you mean to restore; look at this machine's clock, and when it is right, run `forget {newest}`"
+            "of a later time than now: {}. The clock was ahead then, or is behind now; `latest` means none of these. Look at this machine's clock, and when it is right, drop them with `forget`",
+            ahead.join(", ")
         )
     })
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
     use super::*;
 
@@ -47,10 +57,11 @@ mod tests {
     #[test]
     fn a_backup_of_the_future_is_told_of_and_a_neighbour_whose_clock_is_a_little_ahead_is_not() {
         let now = Timestamp::from_second(1_760_000_000).unwrap();
-        let ahead = |seconds| new_id(now + SignedDuration::from_secs(seconds));
-        let told = told_of_the_future(&ahead(3600), now).unwrap();
-        assert!(told.contains("2025-10-09T09:53:20Z"), "{told}");
-        assert_eq!(told_of_the_future(&ahead(100), now), None);
-        assert_eq!(told_of_the_future(&ahead(-3600), now), None);
+        let of = |seconds| new_id(now + SignedDuration::from_secs(seconds));
+        let ids = [of(-3600), of(100), of(3600)];
+        let told = told_of_the_future(&ids, now).unwrap();
+        assert!(told.contains(&ids[2]), "{told}");
+        assert!(!told.contains(&ids[0]) && !told.contains(&ids[1]), "{told}");
+        assert_eq!(told_of_the_future(&ids[..2], now), None);
     }
 }

@@ -219,8 +219,8 @@ impl Repository {
             tracing::warn!("README.txt and RECOVER.sh are not this version's: {err}");
         }
         let parent = self.newest()?;
-        if let (Some(parent), Origin::Stack) = (&parent, origin)
-            && let Some(told) = run_id::told_of_the_future(&parent.id, started)
+        if origin == Origin::Stack
+            && let Some(told) = run_id::told_of_the_future(&self.backups()?, started)
         {
             tracing::warn!("{told}");
         }
@@ -327,6 +327,7 @@ impl Backup<'_> {
         archives: Vec<(SealedArchive, ArchiveNotes)>,
         notes: BackupNotes,
     ) -> Result<Manifest, RepositoryError> {
+        self.repository.check_present()?;
         let id = self.session.run().to_owned();
         let archives: Vec<_> = archives
             .into_iter()

@@ -62,10 +62,6 @@ fn a_clock_that_is_set_back_costs_nothing() {
     source.sql("INSERT INTO t VALUES (5)");
     site.step(&mut capture).unwrap();
     assert_eq!(rows(&Target::Latest), 11111);
-    eprintln!(
-        "{:?}",
-        site.choose(&Target::Time(four), None).map(|x| x.0.id)
-    );
     assert_eq!(rows(&Target::Time(one)), 1);
     assert_eq!(rows(&Target::Time(four)), 1111);
 }

@@ -27,6 +27,9 @@ pub struct Candidate {
     pub counts: BTreeMap<String, u64>,
     /// It holds what was damaged in a service already.
     pub damaged: bool,
+    /// See [`Manifest::machine`].
+    #[serde(default)]
+    pub machine: Option<String>,
 }
 
 impl Candidate {
@@ -45,6 +48,7 @@ impl Candidate {
             raw_bytes: manifest.raw_bytes,
             counts: counts.collect(),
             damaged: !manifest.damage().is_empty(),
+            machine: manifest.machine.clone(),
         }
     }
 }
@@ -165,7 +169,8 @@ fn decide_alike(
         && policy.daily.is_none()
         && policy.weekly.is_none()
         && policy.monthly.is_none();
-    let frozen = shrunk(policy, &newest_first, accepted);
+    let frozen =
+        shrunk(policy, &newest_first, accepted).or_else(|| in_turn(&newest_first, accepted));
     let (mut keep, mut drop) = (Vec::new(), Vec::new());
     for backup in newest_first {
         match reasons.remove(backup.id.as_str()) {
@@ -199,6 +204,30 @@ fn shrunk(
             [newer, before] => shrunk_since(policy, newer, before),
             _ => None,
         })
+}
+
+/// How many of the newest backups tell whether two machines take turns.
+const TURNS: usize = 6;
+
+/// Why backups look like those of two stacks under one name: each would drop the other's. One that moved to another
+/// machine does not come back.
+fn in_turn(newest_first: &[&Candidate], accepted: Option<&str>) -> Option<String> {
+    let known: Vec<_> = newest_first
+        .iter()
+        .filter(|backup| backup.machine.is_some())
+        .take(TURNS)
+        .collect();
+    let newest = known.first().filter(|b| accepted != Some(b.id.as_str()))?;
+    let other = known.iter().position(|b| b.machine != newest.machine)?;
+    let is_back = known
+        .iter()
+        .skip(other)
+        .any(|b| b.machine == newest.machine);
+    let other = known.get(other).filter(|_| is_back)?;
+    Some(format!(
+        "backups under this project's name come from two machines in turn ({} from one, {} from the other), and each would drop the other's: give one of them a name of its own (LIFEBOAT_PROJECT) or a repository of its own",
+        newest.id, other.id
+    ))
 }
 
 /// Whether the newest of three came after a pause that is longer than all that is kept by age, and than is usual: a

@@ -100,7 +100,7 @@ impl Place {
         let names = files.map(|file| file.unwrap().path());
         let is_it = |path: &PathBuf| {
             let name = path.file_name().unwrap().to_str().unwrap();
-            name.starts_with("retention-1-")
+            name.starts_with("retention-")
         };
         let mut found: Vec<PathBuf> = names.filter(is_it).collect();
         assert_eq!(found.len(), 1);

@@ -175,6 +175,7 @@ async fn backup(
     let archives = parts::archive(context, &session, &run, parts).await?;
     let notes = BackupNotes {
         host: crate::repository::host_name(),
+        machine: Record::machine(&context.config.state),
         project: place.stack.project.clone(),
         warnings: place.stack.warnings.clone(),
         imported: None,

@@ -109,6 +109,7 @@ async fn import(
         }
         let notes = BackupNotes {
             host: crate::repository::host_name(),
+            machine: None,
             project: place.stack.project.clone(),
             warnings: Vec::new(),
             imported: Some((taken, origin(args))),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use super::record::Record;
 use super::workplace::Workplace;
 use super::{Context, Failure};
 use crate::repository::Repository;
@@ -84,14 +85,24 @@ pub fn find(
         zone,
         timeline: args.timeline,
     };
-    match (named, args.is_given()) {
+    let mut found = match (named, args.is_given()) {
         (Some(id), false) => finder.backup(&id, backup == Some("latest")),
         // `latest` and a moment: the backup is chosen by the moment.
         (Some(id), true) => {
             finder.moment(args, Some(id.as_str()).filter(|_| backup != Some("latest")))
         }
         (None, _) => finder.moment(args, None),
+    }?;
+    let own = Record::load(&context.config.state).machine;
+    if let (Some(own), Some(made)) = (own, &found.manifest.machine)
+        && own != *made
+    {
+        found.notes.push(format!(
+            "{} was made by another machine ({}) that gives its stack the same name",
+            found.manifest.id, found.manifest.host
+        ));
     }
+    Ok(found)
 }
 
 struct Finder<'a> {

@@ -19,6 +19,9 @@ pub struct Record {
     /// The newest backup when a person last agreed to a shrink.
     #[serde(default)]
     pub shrink_accepted: Option<String>,
+    /// Tells this state directory from any other; made with the first backup.
+    #[serde(default)]
+    pub machine: Option<String>,
     /// The repository that backups were made to.
     #[serde(default)]
     pub repository: Option<String>,
@@ -84,6 +87,15 @@ impl Record {
                 "how this run went cannot be remembered: {err}; see that the state directory is writable and has space"
             );
         }
+    }
+
+    /// What tells this state directory from others; `None` where it cannot be remembered.
+    pub fn machine(state: &Path) -> Option<String> {
+        Self::update(state, |record| {
+            let new = || crate::repository::hex(&rand::random::<[u8; 8]>());
+            record.machine.get_or_insert_with(new);
+        });
+        Self::load(state).machine
     }
 
     /// Notes a backup's beginning.

@@ -17,7 +17,7 @@ use crate::repository::{Repository, RepositoryError};
 use crate::retention::{self, Candidate, Decision};
 
 /// Its name tells its form: another one is due with every change of [`Known`] or of what it is made from.
-const WHAT: &str = "retention-1";
+const WHAT: &str = "retention-2";
 /// How many kept backups, the newest of them, are read again before others are dropped. All of them would be
 /// the whole history of who keeps a thousand.
 const READ_AGAIN: usize = 64;

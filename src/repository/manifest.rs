@@ -22,6 +22,9 @@ pub struct Manifest {
     pub parent: Option<Parent>,
     pub program_version: String,
     pub host: String,
+    /// The state directory that it was made with: two machines may give their stacks one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     pub project: Option<String>,
     pub started: Timestamp,
     pub finished: Timestamp,

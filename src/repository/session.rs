@@ -166,6 +166,8 @@ pub struct ArchiveNotes {
 #[derive(Debug, Clone, Default)]
 pub struct BackupNotes {
     pub host: String,
+    /// See [`Manifest::machine`].
+    pub machine: Option<String>,
     pub project: Option<String>,
     pub warnings: Vec<String>,
     /// Of an import: when the backup was made, and where it comes from.
@@ -349,6 +351,7 @@ impl Backup<'_> {
             parent: self.parent.take(),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             host: notes.host,
+            machine: notes.machine,
             project: notes.project,
             started,
             finished,

@@ -12,6 +12,7 @@ fn backup(text: &str) -> Candidate {
         finished: at(text),
         raw_bytes: 1000,
         counts: BTreeMap::new(),
+        machine: None,
     }
 }
 
@@ -293,4 +294,29 @@ fn one_backup_by_a_clock_that_is_far_ahead_makes_the_others_no_older() {
     all.push(backup("2035-01-02T03:00:00Z"));
     let decision = decide_at(&policy, &all, "2035-01-02T03:05:00Z");
     assert_eq!(decision.drop.len(), 3);
+}
+
+#[test]
+fn machines_that_take_turns_under_one_name_do_not_drop_each_others() {
+    let policy = RetentionPolicy {
+        last: Some(1),
+        ..none()
+    };
+    let nights = |machines: &str| -> Vec<Candidate> {
+        let night = |(day, machine): (usize, char)| Candidate {
+            machine: Some(machine.to_string()),
+            ..backup(&format!("2026-11-{:02}T03:00:00Z", day + 1))
+        };
+        machines.chars().enumerate().map(night).collect()
+    };
+    let decided = |machines: &str| decide_at(&policy, &nights(machines), "2026-11-28T00:00:00Z");
+    let decision = decided("ababab");
+    assert!(decision.frozen.unwrap().contains("LIFEBOAT_PROJECT"));
+    assert_eq!(decision.drop, [""; 0]);
+    // One that moved, and one whose neighbour has had another name for a while.
+    for alone in ["aaabbb", "aaaaab", "abaaaaaa"] {
+        let decision = decided(alone);
+        assert_eq!(decision.frozen, None, "{alone}");
+        assert_eq!(decision.keep.len(), 1, "{alone}");
+    }
 }

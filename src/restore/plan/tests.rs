@@ -128,6 +128,7 @@ fn backup(archives: &[(ServiceKind, &str)]) -> Manifest {
         repository: "r".to_owned(),
         parent: None,
         program_version: "0".to_owned(),
+        machine: None,
         host: "h".to_owned(),
         project: Some("demo".to_owned()),
         started: Timestamp::UNIX_EPOCH,

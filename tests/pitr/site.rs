@@ -6,14 +6,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use lifeboat::repository::Repository;
-use lifeboat::repository::manifest::Manifest;
+use lifeboat::repository::manifest::{ArchiveRecord, Manifest};
 use lifeboat::repository::wal::Mark;
 use lifeboat::restore::Restore;
-use lifeboat::services::ServiceError;
 use lifeboat::services::postgres::pitr::capture::Step;
 use lifeboat::services::postgres::pitr::target::{Base, Question, Reachable};
 use lifeboat::services::postgres::pitr::{Capture, Replay, Target, point};
 use lifeboat::services::postgres::{Postgres, PostgresRestore};
+use lifeboat::services::{RunContext, ServiceError};
 
 use lifeboat::stack::StackService;
 
@@ -158,17 +158,8 @@ impl Site {
     pub fn restore_with(&self, manifest: &Manifest, replay: Replay, options: &[&str]) -> Cluster {
         let mut cluster = Cluster::empty();
         cluster.set_options(options);
-        let config = config(&[("RESTORE_TIMEOUT", "2m")]);
-        let restore = PostgresRestore::new(&config, &stack(&cluster)).unwrap();
-        let mut restore = restore.with_replay(Some(replay));
-        let staged = cluster.data.parent().unwrap().join("staged");
-        let record = self.place.unpack_of(manifest, &restore, &staged);
-        let checks = self.place.block_on(restore.preflight(&record));
-        assert!(checks.iter().all(|c| c.outcome.is_ok()), "{checks:?}");
-        let run = self.place.run();
-        self.place
-            .block_on(restore.prepare(&staged, &record, &run))
-            .unwrap();
+        let (mut restore, record, run) = self.prepare(manifest, replay, &cluster).unwrap();
+        let staged = cluster.data.with_file_name("staged");
         std::fs::remove_dir(&cluster.data).unwrap();
         std::fs::rename(&staged, &cluster.data).unwrap();
         cluster.launch();
@@ -176,6 +167,26 @@ impl Site {
         assert!(settled.is_ok(), "{settled:?}: {}", cluster.log_text());
         self.place.block_on(restore.finish()).unwrap();
         cluster
+    }
+
+    /// Everything up to the moment when the server would be stopped, beside its data.
+    pub fn prepare(
+        &self,
+        manifest: &Manifest,
+        replay: Replay,
+        cluster: &Cluster,
+    ) -> Result<(PostgresRestore, ArchiveRecord, RunContext), ServiceError> {
+        let config = config(&[("RESTORE_TIMEOUT", "2m")]);
+        let restore = PostgresRestore::new(&config, &stack(cluster)).unwrap();
+        let mut restore = restore.with_replay(Some(replay));
+        let staged = cluster.data.with_file_name("staged");
+        let record = self.place.unpack_of(manifest, &restore, &staged);
+        let checks = self.place.block_on(restore.preflight(&record));
+        assert!(checks.iter().all(|c| c.outcome.is_ok()), "{checks:?}");
+        let run = self.place.run();
+        self.place
+            .block_on(restore.prepare(&staged, &record, &run))?;
+        Ok((restore, record, run))
     }
 }
 

@@ -330,6 +330,7 @@ fn a_server_that_was_put_back_behind_our_back_is_refused() {
         .arg(&copy));
     source.start();
     source.sql("INSERT INTO t SELECT generate_series(1, 10000)");
+    let of_what_is_lost = site.backup(&source);
     let mut capture = site.capture(&source);
     let stored = site.step(&mut capture).unwrap().end;
     site.place.block_on(capture.close());
@@ -366,6 +367,14 @@ fn a_server_that_was_put_back_behind_our_back_is_refused() {
     assert!(site.repository().wal().unwrap().stretches.is_empty());
     let mut capture = site.capture(&source);
     site.step(&mut capture).unwrap();
+    // Its positions fit, and what is in them does not.
+    let (from, replay) = site.choose(&Target::Latest, None).unwrap();
+    assert_eq!(from.id, of_what_is_lost.id);
+    let told = site
+        .prepare(&from, replay, &Cluster::empty())
+        .err()
+        .unwrap();
+    assert!(told.message.contains("was put back to before it"), "{told}");
     site.backup(&source);
     source.sql("INSERT INTO t VALUES (-1)");
     site.step(&mut capture).unwrap();

@@ -188,15 +188,32 @@ impl Capture {
             repository: &self.repository,
             look,
         };
-        let step = tokio::task::block_in_place(|| fetch.run(open, kept))?;
-        let guard = self.guard.clone();
-        let to = open.size.start_of(open.size.segment_at(Lsn(step.end))).0;
-        open.session
-            .run("advance the replication slot", move |client| {
-                guard.advance(client, to)
-            })
-            .await?;
-        Ok(Some(step))
+        let mut whole: Option<Step> = None;
+        loop {
+            let step = tokio::task::block_in_place(|| fetch.run(open, kept.clone()))?;
+            // After each unit: while a long backlog is fetched, the server goes on towards the slot's cap.
+            let guard = self.guard.clone();
+            let to = open.size.start_of(open.size.segment_at(Lsn(step.end))).0;
+            open.session
+                .run("advance the replication slot", move |client| {
+                    guard.advance(client, to)
+                })
+                .await?;
+            let is_all = step.end >= look.flushed;
+            let step = match whole.take() {
+                None => step,
+                Some(before) => Step {
+                    stored_bytes: before.stored_bytes + step.stored_bytes,
+                    gap: before.gap.or(step.gap),
+                    is_new: before.is_new,
+                    ..step
+                },
+            };
+            if is_all {
+                return Ok(Some(step));
+            }
+            whole = Some(step);
+        }
     }
 
     async fn begin(&mut self) -> Result<Option<Open>, ServiceError> {

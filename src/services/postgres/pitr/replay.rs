@@ -118,10 +118,40 @@ impl Replay {
             write(&directory.join(&name), text.as_bytes(), owner)?;
             done(&status, &name, owner)?;
         }
+        if let Some(leg) = self.0.legs.first().filter(|leg| leg.to > leg.from) {
+            self.compare(*leg, &directory)?;
+        }
         for leg in self.0.legs.iter().filter(|leg| leg.to > leg.from) {
             self.stage_leg(*leg, &directory, &status, owner)?;
         }
         Ok(())
+    }
+
+    /// The segment that the backup ends in must be the one that is stored. What was forgotten of a timeline may have
+    /// been stored anew, from a cluster that was put back before the backup: recovery would end in the middle of it.
+    fn compare(&self, leg: Leg, directory: &Path) -> io::Result<()> {
+        let size = self.0.size;
+        let segment = size.segment_at(Lsn(leg.from));
+        let start = size.start_of(segment).0;
+        let of_both = leg.from - start;
+        let own = match std::fs::File::open(directory.join(size.name(leg.timeline, segment))) {
+            Ok(own) => own,
+            // It ends where a segment does.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(err) => return Err(err),
+        };
+        let (system, timeline) = (self.0.system, leg.timeline);
+        let of = (system, timeline);
+        let mut stored = Stream::new(&self.0.repository, &self.0.list, of, start, leg.from);
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        own.take(of_both).read_to_end(&mut ours)?;
+        stored.read_to_end(&mut theirs)?;
+        if ours == theirs {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "the WAL that is stored of timeline {timeline} is not the one that this backup was made in: the cluster was put back to before it. Choose a moment that a later backup leads to, or restore this backup by its id, without what came after"
+        )))
     }
 
     fn stage_leg(

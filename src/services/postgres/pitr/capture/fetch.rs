@@ -25,6 +25,7 @@ pub(super) struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
+    /// Fetches one unit, or less where less is there. The step's end tells whether that was all.
     pub fn run(&self, open: &mut Open, kept: Kept) -> Result<Step, StepError> {
         self.stored(self.repository.check_present())?;
         let is_new = open
@@ -43,7 +44,7 @@ impl Fetch<'_> {
             let at = line.end;
             if let Some(bytes) = self.unit(open, &mut line)? {
                 stored_bytes += bytes;
-                continue;
+                break;
             }
             let found = self.resume_after(open, &line)?;
             tracing::error!(
@@ -58,7 +59,9 @@ impl Fetch<'_> {
             line.end = found;
             line.parts.clear();
         }
-        self.note(open, &line, stored_bytes)?;
+        if line.end >= self.look.flushed {
+            self.note(open, &line, stored_bytes)?;
+        }
         let step = Step {
             service: self.access.service.clone(),
             system: open.system,

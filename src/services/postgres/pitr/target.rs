@@ -102,27 +102,25 @@ impl<'q, 'm> Question<'q, 'm> {
     /// newer.
     fn latest(&self) -> Result<(&'m Manifest, Replay), TargetError> {
         let bases = self.in_order();
-        let newest = bases.first().map(|base| base.system);
-        let mut found: Option<(u32, &Base<'m>)> = None;
-        for base in bases {
-            let ways = self.ways(&self.map(base.system)?, base)?;
-            let timelines = ways.iter().map(|way| way.timeline);
-            let highest = timelines.max().filter(|_| Some(base.system) == newest);
-            if let Some(timeline) = highest
-                && found.is_none_or(|(before, _)| timeline > before)
-            {
-                found = Some((timeline, base));
-            }
-        }
-        if let Some((timeline, base)) = found {
-            let map = self.map(base.system)?;
+        let Some(newest) = bases.first() else {
+            return Err(TargetError::Unreachable(self.sorry(&Target::Latest)?));
+        };
+        let map = self.map(newest.system)?;
+        let mut found: Option<(Way<'_, 'm>, &Base<'m>)> = None;
+        for base in bases.iter().filter(|base| base.system == newest.system) {
             for way in self.ways(&map, base)? {
-                if way.timeline == timeline
-                    && let Some(replay) = self.along(&map, &way, &Target::Latest, None)?
+                if found
+                    .as_ref()
+                    .is_none_or(|(before, _)| way.timeline > before.timeline)
                 {
-                    return Ok((base.manifest, replay));
+                    found = Some((way, *base));
                 }
             }
+        }
+        if let Some((way, base)) = found
+            && let Some(replay) = self.along(&map, &way, &Target::Latest, None)?
+        {
+            return Ok((base.manifest, replay));
         }
         Err(TargetError::Unreachable(self.sorry(&Target::Latest)?))
     }

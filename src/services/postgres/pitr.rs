@@ -14,9 +14,14 @@
 //! ```text
 //! no slot ──(max_slot_wal_keep_size is finite, or could be set)──▶ reserved ──advance──▶ reserved …
 //!    ▲                                                              │
-//!    ├──── lost, or about to be: dropped, the gap is said ◀─────────┘
-//!    └──── `pitr off`, or PITR=off at the next start: dropped, and the cap that was set for it is taken back
+//!    ├──── lost, or the disk runs short: dropped, the gap is said ◀─┤
+//!    ├──── another repository: dropped before it is forgotten ◀─────┤
+//!    └──── `pitr off`, or PITR=off at the next start: dropped ◀─────┘
+//!          and the cap that was set for it is taken back, unless another repository's slot is left
 //! ```
+//! It is advanced after each unit that is stored, and one that is close to its cap is used first. The disk is watched
+//! for as long as a session is open, also while the repository fails.
+//!
 //! Before a slot or a cap is made, the state directory says so ([`guard`]): what is undone after a crash is what
 //! stands there.
 //!
@@ -29,7 +34,10 @@
 //! 3. A timeline's history is stored before its first stretch, and every restore lays all histories it knows
 //!    beside the data: so the server never gives one number to two timelines.
 //! 4. What was stored is never contradicted: a server whose WAL ends before what is stored of its timeline, or
-//!    differs from it, is refused with a sentence.
+//!    differs from it, is refused with a sentence. (A host with public keys only cannot compare: it notices while the
+//!    WAL ends before.) A restore compares the segment that its backup ends in with what is stored.
+//! 5. Where a step fetches to is asked for when the slot is there: what is asked for cannot be removed.
+//! 6. Which of two backups or stretches comes first is told by their positions. Times tell ages, and may go back.
 
 mod base;
 pub mod capture;

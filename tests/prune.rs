@@ -285,6 +285,34 @@ fn a_prune_that_does_not_wait_refuses_beside_a_run_and_deletes_at_once_without()
 }
 
 #[test]
+fn what_a_clock_that_was_ahead_left_behind_is_in_nobodys_way() {
+    const YEARS: i64 = 10 * 365 * 24;
+    let world = World::new();
+    let (host, other) = (world.host("a"), world.host("b"));
+    let mut noise = Noise(SEED);
+    let body = noise.pages(200);
+    let dropped = host.backup(&world.repository(), &body);
+    world.repository().drop_backup(&dropped.id).unwrap();
+    world.store.pass_hours(YEARS);
+    // A run and a prune that were killed then.
+    let repository = world.repository();
+    let killed = repository
+        .begin("20350909T000000Z-000001", other.state(), 3)
+        .unwrap();
+    std::mem::forget(killed);
+    world.store.put("locks/gc", b"{}").unwrap();
+    world.store.pass_hours(-YEARS);
+
+    let kept = host.backup(&world.repository(), &noise.pages(20));
+    let report = world.prune_now().unwrap();
+    assert!(report.deleted.packs > 0, "{report:?}");
+    assert!(world.store.list("leases").unwrap().is_empty());
+    assert!(world.store.list("locks").unwrap().is_empty());
+    world.repository().manifest(&kept.id).unwrap();
+    world.assert_good();
+}
+
+#[test]
 fn a_run_that_sleeps_too_long_is_closed_and_cannot_commit() {
     let world = World::new();
     let (host, other) = (world.host("a"), world.host("b"));

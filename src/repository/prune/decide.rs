@@ -13,7 +13,10 @@
 //!    trash file goes last.
 //!
 //! The two waiting times only spare runs that are alive; no clock is needed for the argument, except that
-//! the store's must not be set back by more than a lease's time while a run is under way.
+//! the store's must not be set back by more than a lease's time beside a run that lasts for two days.
+//!
+//! What is dated later than now was put by a clock that was ahead. A lease or a lock that is ahead by as much as
+//! makes another one old counts as old: nobody waits until that time comes, and its run is fenced like any other.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -130,9 +133,9 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
     }
 }
 
-/// A lease this old guards nobody: its run cannot commit once it is fenced.
+/// A lease this old, or this far ahead, guards nobody: its run cannot commit once it is fenced.
 pub fn is_dead(lease_age: SignedDuration) -> bool {
-    lease_age > LEASE
+    lease_age.abs() > LEASE
 }
 
 /// Whether the packs of a trash file may be deleted, given the leases that are left when the dead ones have
@@ -150,12 +153,12 @@ pub fn is_due(
 /// Whether a prune that does not wait may go on after it has put its trash file: nobody can have ignored its
 /// lock before.
 pub fn lock_holds(own: bool, lock_age: SignedDuration) -> bool {
-    own && lock_age < LOCK_CHECK
+    own && lock_age.abs() < LOCK_CHECK
 }
 
 /// Whether a run that begins must stay back.
 pub fn lock_is_heeded(lock_age: SignedDuration) -> bool {
-    lock_age < LOCK_STALE
+    lock_age.abs() < LOCK_STALE
 }
 
 /// Whether a pack that no backup needs may still belong to a run under way, and is not trashed yet.
@@ -273,6 +276,14 @@ mod tests {
         assert!(!is_due(hours(49), [hours(50)], true));
         assert!(!is_due(hours(1), [hours(2)], false));
         assert!(!is_dead(hours(24)) && is_dead(hours(25)) && !is_dead(hours(-5)));
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_left_behind_holds_nobody_up() {
+        let hours = SignedDuration::from_hours;
+        assert!(is_dead(hours(-24 * 3650)));
+        assert!(!lock_is_heeded(hours(-24 * 3650)) && lock_is_heeded(hours(-5)));
+        assert!(!lock_holds(true, hours(-13)) && lock_holds(true, hours(-1)));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! is refused with a sentence, and the server is never harmed by what keeps its WAL.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+#[path = "pitr/branches.rs"]
+mod branches;
 #[path = "pitr/clock.rs"]
 mod clock;
 #[path = "postgres/cluster.rs"]

@@ -61,6 +61,13 @@ impl Site {
         Capture::new(&config(&all), &stack(cluster), self.repository()).unwrap()
     }
 
+    /// Into another repository than the site's own.
+    pub fn capture_into(&self, cluster: &Cluster, repository: Arc<Repository>) -> Capture {
+        let state = self.place.state();
+        let config = config(&[("LIFEBOAT_STATE", state.to_str().unwrap())]);
+        Capture::new(&config, &stack(cluster), repository).unwrap()
+    }
+
     pub fn mark(&self, cluster: &Cluster, vars: &[(&str, &str)]) -> Mark {
         let (config, stack) = (config(vars), stack(cluster));
         self.place

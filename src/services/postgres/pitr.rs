@@ -34,8 +34,8 @@
 //! 3. A timeline's history is stored before its first stretch, and every restore lays all histories it knows
 //!    beside the data: so the server never gives one number to two timelines.
 //! 4. What was stored is never contradicted: a server whose WAL ends before what is stored of its timeline, or
-//!    differs from it, is refused with a sentence. (A host with public keys only cannot compare: it notices while the
-//!    WAL ends before.) A restore compares the segment that its backup ends in with what is stored.
+//!    differs from it, is refused with a sentence. A host with public keys only compares with what it
+//!    remembers of the last stretch. A restore compares the segment that its backup ends in with what is stored.
 //! 5. Where a step fetches to is asked for when the slot is there: what is asked for cannot be removed.
 //! 6. Which of two backups or stretches comes first is told by their positions. Times tell ages, and may go back.
 

@@ -1,6 +1,7 @@
 //! Copies WAL into the repository as the server writes it.
 
 mod fetch;
+mod last;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -187,6 +188,7 @@ impl Capture {
             access: &self.access,
             repository: &self.repository,
             look,
+            last: last::path(&self.guard.state, &self.access.service),
         };
         let mut whole: Option<Step> = None;
         loop {

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use jiff::SignedDuration;
 
 use super::super::guard::{Kept, Look};
 use super::super::path::{Switch, parse_history};
+use super::last::Last;
 use super::{Gap, Line, Open, Step, StepError};
 use crate::repository::wal::{STRETCH_BYTES, Seen, Stretch, WalList};
 use crate::repository::{Repository, RepositoryError};
@@ -22,6 +24,8 @@ pub(super) struct Fetch<'a> {
     pub access: &'a Access,
     pub repository: &'a Repository,
     pub look: Look,
+    /// See [`Last`].
+    pub last: PathBuf,
 }
 
 impl Fetch<'_> {
@@ -176,6 +180,7 @@ impl Fetch<'_> {
         };
         let stretch = self.stretch(open, line, start, end);
         self.stored(self.repository.put_wal(&stretch, &bytes))?;
+        self.remember(&stretch, &bytes)?;
         line.end = end;
         if end < unit_end {
             line.parts.push(stretch);
@@ -291,7 +296,7 @@ impl Fetch<'_> {
     /// What is stored must be what the server has, where it still has it.
     fn compare(&self, open: &Open, line: &Line, newest: &Stretch) -> Result<(), StepError> {
         if !self.repository.vault().can_read() {
-            return Ok(());
+            return self.compare_remembered(open, line);
         }
         let Some(found) = self.read(open, line, newest.start, newest.end)? else {
             return Ok(());
@@ -302,6 +307,30 @@ impl Fetch<'_> {
         } else {
             Err(self.contradicted(open, line).into())
         }
+    }
+
+    /// The same where what is stored cannot be read.
+    fn compare_remembered(&self, open: &Open, line: &Line) -> Result<(), StepError> {
+        let of_line = |last: &Last| {
+            (last.system, last.timeline, last.end) == (open.system, line.timeline, line.end)
+        };
+        let Some(last) = Last::load(&self.last).filter(of_line) else {
+            return Ok(());
+        };
+        match self.read(open, line, last.start, last.end)? {
+            Some(found) if !last.is_of(&found) => Err(self.contradicted(open, line).into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn remember(&self, stretch: &Stretch, bytes: &[u8]) -> Result<(), ServiceError> {
+        if self.repository.vault().can_read() {
+            return Ok(());
+        }
+        Last::of(stretch, bytes).save(&self.last).map_err(|err| {
+            let told = format!("what was stored cannot be remembered: {err}");
+            self.access.error(ErrorKind::Io, told)
+        })
     }
 
     fn contradicted(&self, open: &Open, line: &Line) -> ServiceError {

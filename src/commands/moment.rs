@@ -1,5 +1,6 @@
 //! Which moment a restore goes to: the backup it begins with, and the WAL that is replayed after it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -299,7 +300,8 @@ impl Finder<'_> {
             .map_err(anyhow::Error::new)?;
         let names: Vec<String> = marks.iter().map(|mark| mark.name.clone()).collect();
         marks.retain(|mark| mark.name == name);
-        marks.reverse();
+        // Not by time: the clock may have been set back between them.
+        marks.sort_by_key(|mark| Reverse((mark.timeline, mark.lsn)));
         if marks.is_empty() {
             let there = if names.is_empty() {
                 "there are none".to_owned()

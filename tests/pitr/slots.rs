@@ -126,6 +126,32 @@ fn a_cap_of_the_administrators_own_is_left_alone() {
 }
 
 #[test]
+fn a_role_that_lost_its_rights_gives_back_what_it_can() {
+    let source = Cluster::new();
+    source.sql("CREATE ROLE plain LOGIN REPLICATION PASSWORD 'only for tests'; GRANT pg_read_all_settings TO plain");
+    let site = Site::new();
+    let mut capture = site.capture(&source);
+    site.step(&mut capture).unwrap();
+    let capped = source.text("SHOW max_slot_wal_keep_size");
+    let vars = [
+        ("POSTGRES_USER", "plain"),
+        ("POSTGRES_PASSWORD", "only for tests"),
+        ("POSTGRES_DB", "postgres"),
+    ];
+    let mut plain = site.capture_with(&source, &vars);
+    let told = site.place.block_on(plain.give_back()).unwrap();
+    assert!(
+        told.iter()
+            .any(|said| said.contains("a superuser takes it back")),
+        "{told:?}"
+    );
+    assert_eq!(source.number(SLOTS), 0);
+    assert_eq!(source.text("SHOW max_slot_wal_keep_size"), capped);
+    // And does not try for ever.
+    assert_eq!(site.place.block_on(plain.give_back()).unwrap(), [""; 0]);
+}
+
+#[test]
 fn a_sidecar_away_past_the_cap_leaves_the_server_alive_and_says_the_gap() {
     let source = Cluster::with(&[], &["max_slot_wal_keep_size=32MB", "min_wal_size=32MB"]);
     source.sql("CREATE TABLE filler (body text); CREATE TABLE t (id int)");

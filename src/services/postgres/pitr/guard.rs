@@ -298,14 +298,26 @@ impl Guard {
                 told.push(if others > 0 {
                     "left max_slot_wal_keep_size as it is, because another repository's slot still needs it".to_owned()
                 } else {
-                    client.batch_execute("ALTER SYSTEM RESET max_slot_wal_keep_size")?;
-                    client.batch_execute("SELECT pg_reload_conf()")?;
-                    "took max_slot_wal_keep_size back".to_owned()
+                    reset_cap(client)?
                 });
             }
         }
         durable::remove(&made_path(&self.state, &self.service))?;
         Ok(told)
+    }
+}
+
+/// Takes the cap back; says so, or who can.
+fn reset_cap(client: &mut Client) -> Result<String, Error> {
+    let reset = client
+        .batch_execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        .and_then(|()| client.batch_execute("SELECT pg_reload_conf()"));
+    match reset {
+        Ok(()) => Ok("took max_slot_wal_keep_size back".to_owned()),
+        Err(err) if err.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(
+            "left max_slot_wal_keep_size as it is, because the role may not change it any more: a superuser takes it back with ALTER SYSTEM RESET max_slot_wal_keep_size; SELECT pg_reload_conf()".to_owned(),
+        ),
+        Err(err) => Err(err),
     }
 }
 

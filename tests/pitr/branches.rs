@@ -1,5 +1,6 @@
 //! Clusters that went another way than what is stored: refused, and forgotten by name.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat::repository::Repository;
@@ -11,6 +12,27 @@ use lifeboat::services::postgres::pitr::Target;
 use crate::cluster::{Cluster, own, run};
 use crate::site::Site;
 
+/// A copy of a cluster's files as they are now.
+fn copied(source: &mut Cluster) -> PathBuf {
+    source.stop();
+    let copy = source.home.path().join("copy");
+    run(std::process::Command::new("cp")
+        .arg("-a")
+        .arg(&source.data)
+        .arg(&copy));
+    source.start();
+    copy
+}
+
+/// Goes on from the copy.
+fn put_back(source: &mut Cluster, copy: &Path) {
+    source.stop();
+    std::fs::remove_dir_all(&source.data).unwrap();
+    std::fs::rename(copy, &source.data).unwrap();
+    own(&source.data, 0o700);
+    source.start();
+}
+
 #[test]
 fn a_server_that_was_put_back_behind_our_back_is_refused() {
     let mut source = Cluster::new();
@@ -19,23 +41,13 @@ fn a_server_that_was_put_back_behind_our_back_is_refused() {
     let mut capture = site.capture(&source);
     site.step(&mut capture).unwrap();
     site.place.block_on(capture.close());
-    source.stop();
-    let copy = source.home.path().join("copy");
-    run(std::process::Command::new("cp")
-        .arg("-a")
-        .arg(&source.data)
-        .arg(&copy));
-    source.start();
+    let copy = copied(&mut source);
     source.sql("INSERT INTO t SELECT generate_series(1, 10000)");
     let of_what_is_lost = site.backup(&source);
     let mut capture = site.capture(&source);
     let stored = site.step(&mut capture).unwrap().end;
     site.place.block_on(capture.close());
-    source.stop();
-    std::fs::remove_dir_all(&source.data).unwrap();
-    std::fs::rename(&copy, &source.data).unwrap();
-    own(&source.data, 0o700);
-    source.start();
+    put_back(&mut source, &copy);
     let refused = |site: &Site, source: &Cluster| {
         let mut capture = site.capture(source);
         let err = site.step(&mut capture).unwrap_err();
@@ -104,23 +116,13 @@ fn a_host_that_cannot_read_does_not_go_on_behind_another_branch() {
         step
     };
     step(&source).unwrap();
-    source.stop();
-    let copy = source.home.path().join("copy");
-    run(std::process::Command::new("cp")
-        .arg("-a")
-        .arg(&source.data)
-        .arg(&copy));
-    source.start();
+    let copy = copied(&mut source);
     source.sql("INSERT INTO t SELECT generate_series(1, 10000)");
     let stored = step(&source).unwrap().end;
     // Another capture of the same goes on.
     assert_eq!(step(&source).unwrap().gap, None);
 
-    source.stop();
-    std::fs::remove_dir_all(&source.data).unwrap();
-    std::fs::rename(&copy, &source.data).unwrap();
-    own(&source.data, 0o700);
-    source.start();
+    put_back(&mut source, &copy);
     while crate::site::lsn(&source) < stored + 100_000 {
         source.sql("INSERT INTO t SELECT generate_series(1, 1000)");
     }

@@ -152,3 +152,30 @@ fn no_disaster_costs_more_than_the_interval_and_a_second() {
     // Of a few short lives nothing may be left, but each had commits to lose.
     assert!(written > kills, "{written}");
 }
+
+#[test]
+fn a_server_that_answers_after_the_sidecar_began_is_backed_up_all_the_same() {
+    let site = Site::new();
+    let log = site.place.state().join("log");
+    let mut cluster = Cluster::new();
+    cluster.stop();
+    let sidecar = Sidecar::start(&site, &cluster, &log);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_mins(2);
+    let wait_for = |is_there: &dyn Fn() -> bool| {
+        while !is_there() {
+            assert!(Instant::now() < deadline, "{}", said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // The one that is asked for at once fails.
+    wait_for(&|| said().contains("the backup FAILED"));
+    cluster.start();
+    let backups = site.place.state().with_file_name("repo").join("backups");
+    let whole = || {
+        let mut all = std::fs::read_dir(&backups).into_iter().flatten().flatten();
+        all.any(|backup| backup.path().join("manifest.json").exists())
+    };
+    wait_for(&whole);
+    sidecar.kill();
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::{captures, note, spans};
+use crate::commands::record::Record;
 use crate::commands::{Context, Failure};
 use crate::repository::{Repository, RepositoryError};
 use crate::services::postgres::pitr::Capture;
@@ -16,8 +17,13 @@ use crate::services::postgres::pitr::guard;
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Keys may have been changed: the repository is opened anew.
 const OPEN_AGAIN: Duration = Duration::from_hours(1);
-/// A backup that was asked for and failed is asked for again after this.
-const ASK_AGAIN: Duration = Duration::from_mins(15);
+/// A backup that was asked for and failed is asked for again after these, the last one over and over: a server that
+/// starts together with the sidecar does not answer at once.
+const ASK_AGAIN: [Duration; 3] = [
+    Duration::from_secs(30),
+    Duration::from_mins(2),
+    Duration::from_mins(15),
+];
 
 /// Asks for a backup: WAL can be replayed after one only.
 #[derive(Default)]
@@ -33,7 +39,7 @@ impl Wanted {
 pub async fn keep(context: Context, wanted: Arc<Wanted>) {
     let mut keeper = Keeper {
         wanted,
-        asked: None,
+        asked: Asked::default(),
         repository: None,
         captures: Vec::new(),
         looked: None,
@@ -77,9 +83,37 @@ pub async fn give_back(context: &Context) {
     }
 }
 
+/// A backup that is needed before anything can be restored.
+#[derive(Default)]
+struct Asked {
+    /// When it was asked for last.
+    at: Option<Instant>,
+    times: usize,
+    /// No backup led to the WAL when that was looked at last.
+    is_owed: bool,
+}
+
+impl Asked {
+    fn is_due(&self) -> bool {
+        let step = self.times.saturating_sub(1).min(ASK_AGAIN.len() - 1);
+        let wait = ASK_AGAIN.get(step).copied().unwrap_or_default();
+        self.at.is_none_or(|at| at.elapsed() > wait)
+    }
+
+    /// Unless one is being made.
+    fn ask(&mut self, context: &Context, wanted: &Wanted, why: &str) {
+        if self.is_due() && Record::load(&context.config.state).running.is_none() {
+            self.at = Some(Instant::now());
+            self.times += 1;
+            tracing::info!("a backup is made now: {why}");
+            wanted.0.notify_one();
+        }
+    }
+}
+
 struct Keeper {
     wanted: Arc<Wanted>,
-    asked: Option<Instant>,
+    asked: Asked,
     repository: Option<(Instant, Arc<Repository>)>,
     captures: Vec<Capture>,
     looked: Option<Instant>,
@@ -89,7 +123,8 @@ impl Keeper {
     async fn round(&mut self, context: &Context) -> Result<(), Failure> {
         let Some(repository) = self.repository(context)? else {
             // The first backup makes it.
-            self.ask("there is no repository yet");
+            self.asked
+                .ask(context, &self.wanted, "there is no repository yet");
             return Ok(());
         };
         let is_due = self.looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN);
@@ -105,10 +140,14 @@ impl Keeper {
             match capture.step().await {
                 Ok(Some(step)) => {
                     note::good_if_due(&context.config.state, &step);
-                    if (step.is_new || step.gap.is_some())
-                        && !spans::reaches(context, &repository, &step)?
-                    {
-                        Self::ask_for(&self.wanted, &mut self.asked, &reason(&step));
+                    let is_due = self.asked.is_owed && self.asked.is_due();
+                    if step.is_new || step.gap.is_some() || is_due {
+                        if spans::reaches(context, &repository, &step)? {
+                            self.asked = Asked::default();
+                        } else {
+                            self.asked.is_owed = true;
+                            self.asked.ask(context, &self.wanted, &reason(&step));
+                        }
                     }
                 }
                 Ok(None) => tracing::debug!("{} is in recovery", capture.service()),
@@ -156,18 +195,6 @@ impl Keeper {
             }
             (Err(RepositoryError::NoRepository(_)), None) => Ok(None),
             (Err(err), None) => Err(anyhow::Error::new(err).into()),
-        }
-    }
-
-    fn ask(&mut self, why: &str) {
-        Self::ask_for(&self.wanted, &mut self.asked, why);
-    }
-
-    fn ask_for(wanted: &Wanted, asked: &mut Option<Instant>, why: &str) {
-        if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
-            *asked = Some(Instant::now());
-            tracing::info!("a backup is made now: {why}");
-            wanted.0.notify_one();
         }
     }
 }

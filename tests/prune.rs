@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use lifeboat::repository::prune::{Amount, Options, prune};
 use lifeboat::repository::store::Store;
-use world::{Noise, World, archive_of, distinct_bytes};
+use world::{Noise, PAGE, World, archive_of, distinct_bytes};
 
 const SEED: u64 = 0x5EED_0001;
 
@@ -153,6 +153,51 @@ fn what_was_repacked_reads_as_before_through_every_move() {
     }
 }
 
+/// Lists of packs tell how much of a pack each backup wants, not whether it is the same part of it.
+#[test]
+fn a_pack_of_which_backups_want_different_parts_hides_no_dead_weight_of_another() {
+    let world = World::new();
+    let (a, b) = (world.host("a"), world.host("b"));
+    let mut noise = Noise(SEED);
+    let (shared, other) = (noise.pages(500), noise.pages(400));
+    let dropped = [
+        a.backup(&world.repository(), &shared),
+        b.backup(&world.repository(), &other),
+    ];
+    let c = world.copy_of(&a, "c");
+    // 405 of 500 pages stay wanted, 205 at the most by one backup; and 244 of 400.
+    let mut right = shared[..405 * PAGE].to_vec();
+    right[..205 * PAGE].fill(0);
+    let kept = [
+        (&a, &shared[..205 * PAGE]),
+        (&b, &other[..244 * PAGE]),
+        (&c, &right),
+    ]
+    .map(|(host, body)| (host.backup(&world.repository(), body), body));
+    for (backup, _) in &kept {
+        assert!(backup.stored_bytes < 100_000, "{}", backup.stored_bytes);
+    }
+    for backup in dropped {
+        world.repository().drop_backup(&backup.id).unwrap();
+    }
+    world.store.pass_hours(25);
+    let planned = prune(
+        &world.repository(),
+        &Options {
+            dry_run: true,
+            ..world.options()
+        },
+    );
+    assert_eq!(planned.unwrap().repacked.packs, 1);
+    let report = world.prune_through();
+    assert_eq!(report.repacked.packs, 1, "{report:?}");
+    let (stored, live) = (
+        world.pack_bytes(),
+        distinct_bytes(&kept.map(|(_, body)| body.to_vec())),
+    );
+    assert!(stored * 100 <= live * 119, "stored {stored}, live {live}");
+}
+
 #[test]
 fn a_backup_that_commits_in_the_moment_of_a_repack_keeps_what_it_needs() {
     let world = Arc::new(World::new());
@@ -161,11 +206,7 @@ fn a_backup_that_commits_in_the_moment_of_a_repack_keeps_what_it_needs() {
     let old = noise.pages(400);
     let first = host.backup(&world.repository(), &old);
     // A machine that was copied knows the first backup, and nothing later.
-    let copy = Arc::new(world.host("c"));
-    for file in std::fs::read_dir(host.state()).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), copy.state().join(file.file_name())).unwrap();
-    }
+    let copy = Arc::new(world.copy_of(&host, "c"));
     let mut body = old.clone();
     noise.change(&mut body, 0..250);
     let second = host.backup(&world.repository(), &body);

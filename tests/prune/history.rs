@@ -1,5 +1,6 @@
 //! What is remembered of backups changes what a prune reads, and nothing else.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use lifeboat::archive::{Cut, OnChange};
@@ -16,7 +17,7 @@ fn memory_in(state: &Path, world: &World) -> PathBuf {
     state.join(format!("pack-uses-1-{}.zst", world.repository().id()))
 }
 
-/// What a prune would do that has `state`, and how many lists of packs it reads to know.
+/// What a prune would do that has `state`, and of how many backups it reads the list of packs to know.
 fn planned(world: &World, state: Option<&Path>) -> (Report, usize) {
     let options = Options {
         dry_run: true,
@@ -25,7 +26,7 @@ fn planned(world: &World, state: Option<&Path>) -> (Report, usize) {
     };
     world.store.take_reads();
     let report = prune(&world.repository(), &options).unwrap();
-    let reads = world.store.take_reads();
+    let reads: BTreeSet<String> = world.store.take_reads().into_iter().collect();
     let lists = reads
         .iter()
         .filter(|key| key.starts_with("backups/") && key.ends_with("/packs"));

@@ -7,7 +7,7 @@ use lifeboat::config::Secret;
 use lifeboat::repository::keys::Keys;
 use lifeboat::repository::prune::prune;
 
-use super::world::{self, Noise, World, distinct_bytes};
+use super::world::{self, Host, Noise, World, distinct_bytes};
 use super::{Kept, SEED};
 
 #[test]
@@ -61,7 +61,7 @@ fn two_hosts_back_up_while_prunes_run_without_a_pause() {
     eprintln!("LIFEBOAT_SEED={seed}");
     let world = World::new();
     let done = AtomicUsize::new(0);
-    let kept: Vec<Kept> = std::thread::scope(|scope| {
+    let kept: Vec<(Host, Kept)> = std::thread::scope(|scope| {
         let hosts: Vec<_> = ["a", "b"]
             .into_iter()
             .enumerate()
@@ -96,20 +96,26 @@ fn two_hosts_back_up_while_prunes_run_without_a_pause() {
         }
         hosts.into_iter().map(|host| host.join().unwrap()).collect()
     });
-    let committed: usize = kept.iter().map(Vec::len).sum();
+    let committed: usize = kept.iter().map(|(_, kept)| kept.len()).sum();
     assert!(committed > 0, "no backup was committed");
     world.prune_through();
     world.prune_through();
-    for (id, body) in kept.iter().flatten() {
+    for (id, body) in kept.iter().flat_map(|(_, kept)| kept) {
         assert!(world.restored(id) == *body, "{id}");
     }
     world.assert_good();
-    // Where a run began in the very moment of a repack, something lies there twice while both want it.
-    let newest: Vec<&(String, Vec<u8>)> = kept.iter().filter_map(|kept| kept.last()).collect();
-    for (id, _) in kept.iter().flatten() {
-        if !newest.iter().any(|(newest, _)| newest == id) {
-            world.repository().drop_backup(id).unwrap();
+    // Where a run began in the very moment of a repack, something lies there twice while both want it: no backup
+    // that is made now does.
+    let mut newest = Vec::new();
+    for (host, kept) in kept {
+        let Some((_, body)) = kept.last().cloned() else {
+            continue;
+        };
+        let again = host.backup(&world.repository(), &body);
+        for (id, _) in kept {
+            world.repository().drop_backup(&id).unwrap();
         }
+        newest.push((again.id, body));
     }
     world.prune_through();
     world.prune_through();
@@ -117,14 +123,14 @@ fn two_hosts_back_up_while_prunes_run_without_a_pause() {
         world.pack_bytes(),
         distinct_bytes(newest.iter().map(|(_, body)| body)),
     );
-    assert!(stored * 10 <= live * 14, "stored {stored}, live {live}");
+    assert!(stored * 10 <= live * 13, "stored {stored}, live {live}");
     for (id, body) in newest {
-        assert!(world.restored(id) == *body, "{id}");
+        assert!(world.restored(&id) == body, "{id}");
     }
 }
 
 /// Backs a changing relation up, and keeps the last three that were committed.
-fn back_up_and_drop(world: &World, name: &str, noise: &mut Noise) -> Kept {
+fn back_up_and_drop(world: &World, name: &str, noise: &mut Noise) -> (Host, Kept) {
     let host = world.host(name);
     let mut body = noise.pages(150);
     let mut kept = Vec::new();
@@ -146,5 +152,5 @@ fn back_up_and_drop(world: &World, name: &str, noise: &mut Noise) -> Kept {
             world.repository().drop_backup(&oldest).unwrap();
         }
     }
-    kept
+    (host, kept)
 }

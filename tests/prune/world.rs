@@ -59,6 +59,16 @@ impl World {
         Host { dir }
     }
 
+    /// A machine that was copied with all that it knows.
+    pub fn copy_of(&self, host: &Host, name: &str) -> Host {
+        let copy = self.host(name);
+        for file in std::fs::read_dir(host.state()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copy.state().join(file.file_name())).unwrap();
+        }
+        copy
+    }
+
     pub fn prune(&self) -> Report {
         prune(&self.repository(), &self.options()).unwrap()
     }

@@ -112,24 +112,40 @@ impl<'a, P: Ord + Hash + Copy, R: Ord> Moves<'a, P, R> {
             if !seen.insert(pack) {
                 continue;
             }
-            let moved = self.0.get(&pack).map(Vec::as_slice).unwrap_or_default();
-            if damaged.contains(&pack) {
-                open.extend(moved.iter().flat_map(|away| away.places));
-                needed.insert(pack);
-                continue;
-            }
-            let covering = || moved.iter().filter(|away| away.backups.contains(backup));
-            let whole = covering()
-                .filter(|away| away.is_complete)
-                .max_by_key(|away| away.run);
-            if let Some(away) = whole {
-                open.extend(away.places);
-            } else {
-                open.extend(covering().flat_map(|away| away.places));
+            let (itself, away) = self.ways(backup, pack, damaged);
+            open.extend(away.iter().flat_map(|away| away.places));
+            if itself {
                 needed.insert(pack);
             }
         }
         needed
+    }
+
+    /// Whether the backup needs the pack itself, and the runs whose pieces of it it needs.
+    pub fn needs<Q>(&self, backup: &Q, pack: P, damaged: &BTreeSet<P>) -> (bool, Vec<&'a R>)
+    where
+        R: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
+        let (itself, away) = self.ways(backup, pack, damaged);
+        (itself, away.iter().map(|away| away.run).collect())
+    }
+
+    fn ways<Q>(&self, backup: &Q, pack: P, damaged: &BTreeSet<P>) -> (bool, Vec<&Away<'a, P, R>>)
+    where
+        R: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
+        let moved = self.0.get(&pack).map(Vec::as_slice).unwrap_or_default();
+        if damaged.contains(&pack) {
+            return (true, moved.iter().collect());
+        }
+        let covering = || moved.iter().filter(|away| away.backups.contains(backup));
+        let complete = covering().filter(|away| away.is_complete);
+        match complete.max_by_key(|away| away.run) {
+            Some(away) => (false, vec![away]),
+            None => (true, covering().collect()),
+        }
     }
 }
 

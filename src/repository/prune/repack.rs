@@ -1,7 +1,8 @@
 //! Copies the live part of packs that are mostly dead, so that the rest of them can go.
 //!
-//! Which packs look mostly dead is told by the backups' lists of packs. What exactly is live is the union of
-//! all ranges of all backups; it is read under a lease, after which the moves hold for just these backups.
+//! Which packs look mostly dead is told by the backups' lists of packs: an estimate, for two backups may want the
+//! same half of a pack, or both halves. What exactly is live is the union of all ranges of all backups; it is read
+//! under a lease, decides what is copied, and the moves hold for just these backups.
 
 mod live;
 
@@ -27,6 +28,8 @@ use live::LiveParts;
 
 /// Decompressed bytes that one run copies at the most; the next prune goes on.
 const COPY_LIMIT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// Decompressed bytes of the packs that one run looks at closely: of every second page it may note 32 bytes.
+const LOOK_LIMIT_BYTES: u64 = 32 * 1024 * 1024 * 1024;
 
 /// Tells what would be repacked.
 pub fn plan(
@@ -35,7 +38,9 @@ pub fn plan(
     options: &Options,
     report: &mut Report,
 ) -> Result<(), RepositoryError> {
-    for pack in worth(repository, survey, options, None, report)? {
+    let shares = estimate(repository, survey, options, None, report)?;
+    let (_, chosen) = choose(repository, survey, shares)?;
+    for pack in chosen {
         report.repacked.add(survey.size(pack));
         if options.now {
             report.deleted.add(survey.size(pack));
@@ -53,7 +58,8 @@ pub fn repack(
     options: &Options,
     report: &mut Report,
 ) -> Result<bool, RepositoryError> {
-    if worth(repository, survey, options, None, report)?.is_empty() {
+    let shares = estimate(repository, survey, options, None, report)?;
+    if decide::sparse(shares).is_empty() {
         return Ok(false);
     }
     let run = new_run();
@@ -68,13 +74,14 @@ pub fn repack(
     };
     // Under the lease: what is there now stays.
     let survey = Survey::look(repository, Close::Nobody, options.state.as_deref())?;
-    let packs = worth(repository, &survey, options, Some(&run), report)?;
-    if packs.is_empty() {
+    let shares = estimate(repository, &survey, options, Some(&run), report)?;
+    let (live, chosen) = choose(repository, &survey, shares)?;
+    if chosen.is_empty() {
         return Ok(false);
     }
-    let live = LiveParts::read(repository, &survey, packs)?;
     let mut copier = Copier::start(repository, &run, options.level)?;
-    for (pack, parts) in &live.parts {
+    let parts = live.named.iter().filter(|(pack, _)| chosen.contains(*pack));
+    for (pack, parts) in parts {
         match copier.copy(*pack, parts, survey.size(*pack)) {
             Ok(()) => {}
             Err(RepositoryError::Damaged { pack: damaged, why }) if damaged == *pack => {
@@ -133,21 +140,21 @@ fn somebody_began(repository: &Repository, own_run: &str) -> Result<bool, Reposi
         .any(|lease| lease.key != own && !decide::is_dead(now.duration_since(lease.modified))))
 }
 
-/// The packs that look mostly dead, those with the least to copy first.
-fn worth(
+/// How much of each pack that can be moved looks live; empty when this is not the time to repack.
+fn estimate(
     repository: &Repository,
     survey: &Survey,
     options: &Options,
     own_run: Option<&str>,
     report: &mut Report,
-) -> Result<BTreeSet<PackName>, RepositoryError> {
+) -> Result<Vec<Share<PackName>>, RepositoryError> {
     let vault = repository.vault();
     if !vault.mode.can_read() {
         say(
             report,
             "this host cannot decrypt, so it cannot repack: packs that are mostly dead stay",
         );
-        return Ok(BTreeSet::new());
+        return Ok(Vec::new());
     }
     let can_move = |pack: &PackName| {
         survey.packs.contains_key(pack)
@@ -172,26 +179,76 @@ fn worth(
             raw_bytes: sizes.get(*pack)?,
         })
     });
-    let free = vault.store.free_bytes().unwrap_or(u64::MAX) / 2;
+    let shares: Vec<_> = shares.collect();
+    let others = survey
+        .runs
+        .iter()
+        .any(|run| run.alive && Some(run.run.as_str()) != own_run);
+    if others && !decide::sparse(shares.clone()).is_empty() {
+        // They may come to refer to a pack's dead part, and then all of it stays.
+        say(report, BUSY);
+        return Ok(Vec::new());
+    }
+    Ok(shares)
+}
+
+/// The packs to copy, and what is live in all that were looked at closely: those that are dead enough by
+/// `shares`. Where it is less dead than it looked, others may take its place.
+fn choose(
+    repository: &Repository,
+    survey: &Survey,
+    mut shares: Vec<Share<PackName>>,
+) -> Result<(LiveParts, BTreeSet<PackName>), RepositoryError> {
+    if decide::sparse(shares.clone()).is_empty() {
+        return Ok((LiveParts::default(), BTreeSet::new()));
+    }
+    let live = LiveParts::read(repository, survey, worth_a_look(&shares))?;
+    for share in &mut shares {
+        if let (Some(needed), Some(named)) =
+            (live.needed.get(&share.pack), live.named.get(&share.pack))
+        {
+            share.live_bytes = bytes_of(named);
+            // Otherwise a copy would be as large as the pack is.
+            if share.is_worth_copying() {
+                share.live_bytes = bytes_of(needed);
+            }
+        }
+    }
+    let free = repository.store().free_bytes().unwrap_or(u64::MAX) / 2;
     let mut left = COPY_LIMIT_BYTES.min(free);
     let mut chosen = BTreeSet::new();
-    for share in decide::sparse(shares.collect()) {
-        let Some(rest) = left.checked_sub(share.live_bytes) else {
+    for share in decide::sparse(shares) {
+        let Some(parts) = live.named.get(&share.pack) else {
+            continue;
+        };
+        let Some(rest) = left.checked_sub(bytes_of(parts)) else {
             break;
         };
         left = rest;
         chosen.insert(share.pack);
     }
-    let others = survey
-        .runs
-        .iter()
-        .any(|run| run.alive && Some(run.run.as_str()) != own_run);
-    if !chosen.is_empty() && others {
-        // They may come to refer to a pack's dead part, and then all of it stays.
-        say(report, BUSY);
-        chosen.clear();
+    Ok((live, chosen))
+}
+
+fn bytes_of(parts: &[(u64, u64)]) -> u64 {
+    parts.iter().map(|(begin, end)| end - begin).sum()
+}
+
+/// Packs that may be worth copying. Where there are very many of them, the next prune looks at others.
+fn worth_a_look(shares: &[Share<PackName>]) -> BTreeSet<PackName> {
+    let mut candidates: Vec<&Share<PackName>> =
+        shares.iter().filter(|s| s.is_worth_copying()).collect();
+    if !candidates.is_empty() {
+        let begin = rand::random::<u64>() % candidates.len() as u64;
+        candidates.rotate_left(usize::try_from(begin).unwrap_or(0));
     }
-    Ok(chosen)
+    let mut left = LOOK_LIMIT_BYTES;
+    let within = candidates.into_iter().take_while(|share| {
+        let rest = left.checked_sub(share.raw_bytes);
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    });
+    within.map(|share| share.pack).collect()
 }
 
 fn say(report: &mut Report, note: &str) {
@@ -239,7 +296,7 @@ impl Copier {
         })
     }
 
-    /// Copies the blocks of a pack that `parts` touch, unless the pack is not mostly dead after all.
+    /// Copies the blocks of a pack that `parts` touch.
     fn copy(
         &mut self,
         pack: PackName,
@@ -247,14 +304,6 @@ impl Copier {
         stored_bytes: u64,
     ) -> Result<(), RepositoryError> {
         let mut source = PackReader::open(&self.vault, pack, true)?;
-        let share = Share {
-            pack,
-            live_bytes: parts.iter().map(|(begin, end)| end - begin).sum(),
-            raw_bytes: source.raw_bytes(),
-        };
-        if !share.is_worth_copying() {
-            return Ok(());
-        }
         (self.frame_limit, self.pack_limit) = if stored_bytes > 2 * PACK_BYTES {
             (MODEL_FRAME_RAW_BYTES, MODEL_PACK_BYTES)
         } else {

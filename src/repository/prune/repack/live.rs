@@ -4,15 +4,22 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::repository::moved::{MOVES_LIMIT, Moved};
+use crate::repository::prune::decide::Moves;
 use crate::repository::prune::survey::{self, Survey};
 use crate::repository::ranges::{PARTS_MERGED_AT, Range, merge_parts};
 use crate::repository::vault::Vault;
 use crate::repository::{PackName, Repository, RepositoryError};
 
-/// Which parts of the chosen packs are live.
+/// Begin and end of parts of packs, in order.
+pub type Parts = BTreeMap<PackName, Vec<(u64, u64)>>;
+
+/// Which parts of some packs are live.
+#[derive(Default)]
 pub struct LiveParts {
-    /// Begin and end of each part, in order.
-    pub parts: BTreeMap<PackName, Vec<(u64, u64)>>,
+    /// What backups name, wherever they find it by now: all of it must be found where a pack moves.
+    pub named: Parts,
+    /// What backups find in the pack itself: the rest of it is dead weight.
+    pub needed: Parts,
     /// The backups that were looked at.
     pub backups: BTreeSet<String>,
 }
@@ -23,8 +30,10 @@ impl LiveParts {
         survey: &Survey,
         packs: BTreeSet<PackName>,
     ) -> Result<Self, RepositoryError> {
+        let named: Parts = packs.into_iter().map(|pack| (pack, Vec::new())).collect();
         let mut live = Self {
-            parts: packs.into_iter().map(|pack| (pack, Vec::new())).collect(),
+            needed: named.clone(),
+            named,
             backups: BTreeSet::new(),
         };
         let mut pieces = Pieces::new(repository.vault(), survey);
@@ -34,13 +43,13 @@ impl LiveParts {
             };
             live.backups.insert(id.clone());
             let concerned =
-                |pack: &PackName| live.parts.contains_key(pack) || pieces.runs.contains_key(pack);
+                |pack: &PackName| live.named.contains_key(pack) || pieces.moves.holds(pack);
             if !uses.packs().any(|(pack, _)| concerned(&pack)) {
                 continue;
             }
             let read = survey::visit_ranges(repository, id, |list| {
                 for range in list.as_slice() {
-                    live.add(*range, &mut pieces)?;
+                    live.add(id, *range, &mut pieces)?;
                 }
                 Ok(())
             });
@@ -50,7 +59,7 @@ impl LiveParts {
                 other => other?,
             }
         }
-        for parts in live.parts.values_mut() {
+        for parts in live.named.values_mut().chain(live.needed.values_mut()) {
             merge_parts(parts);
         }
         Ok(live)
@@ -58,20 +67,20 @@ impl LiveParts {
 
     fn add(
         &mut self,
+        backup: &str,
         range: Range<PackName>,
         pieces: &mut Pieces<'_>,
     ) -> Result<(), RepositoryError> {
-        let mut open = vec![(range, 0)];
-        while let Some((range, moves)) = open.pop() {
-            if let Some(parts) = self.parts.get_mut(&range.pack) {
-                parts.push((range.offset, range.offset + range.length));
-                if parts.len() >= PARTS_MERGED_AT {
-                    merge_parts(parts);
-                }
+        let mut open = vec![(range, 0, true)];
+        while let Some((range, moves, is_needed)) = open.pop() {
+            let (itself, runs) = pieces.moves.needs(backup, range.pack, pieces.damaged);
+            add_part(&mut self.named, range);
+            if is_needed && itself {
+                add_part(&mut self.needed, range);
             }
             if moves < MOVES_LIMIT {
-                for next in pieces.of(range)? {
-                    open.push((next, moves + 1));
+                for (run, next) in pieces.of(range)? {
+                    open.push((next, moves + 1, is_needed && runs.contains(&run)));
                 }
             }
         }
@@ -79,32 +88,48 @@ impl LiveParts {
     }
 }
 
+fn add_part(parts: &mut Parts, range: Range<PackName>) {
+    if let Some(parts) = parts.get_mut(&range.pack) {
+        parts.push((range.offset, range.offset + range.length));
+        if parts.len() >= PARTS_MERGED_AT {
+            merge_parts(parts);
+        }
+    }
+}
+
 /// Where pieces went, whichever run moved them.
 struct Pieces<'a> {
     vault: &'a Vault,
-    runs: HashMap<PackName, Vec<String>>,
-    read: HashMap<(String, PackName), Moved>,
+    damaged: &'a BTreeSet<PackName>,
+    moves: Moves<'a, PackName, String>,
+    runs: HashMap<PackName, Vec<&'a String>>,
+    read: HashMap<(&'a str, PackName), Moved>,
 }
 
 impl<'a> Pieces<'a> {
-    fn new(vault: &'a Vault, survey: &Survey) -> Self {
-        let mut runs: HashMap<_, Vec<String>> = HashMap::new();
+    fn new(vault: &'a Vault, survey: &'a Survey) -> Self {
+        let mut runs: HashMap<_, Vec<_>> = HashMap::new();
         for (run, record) in &survey.moves {
             for pack in record.packs.keys() {
-                runs.entry(*pack).or_default().push(run.clone());
+                runs.entry(*pack).or_default().push(run);
             }
         }
         Self {
             vault,
+            damaged: &survey.damaged,
+            moves: Moves::new(&survey.moves),
             runs,
             read: HashMap::new(),
         }
     }
 
-    fn of(&mut self, range: Range<PackName>) -> Result<Vec<Range<PackName>>, RepositoryError> {
+    fn of(
+        &mut self,
+        range: Range<PackName>,
+    ) -> Result<Vec<(&'a String, Range<PackName>)>, RepositoryError> {
         let mut found = Vec::new();
         for run in self.runs.get(&range.pack).into_iter().flatten() {
-            let moved = match self.read.entry((run.clone(), range.pack)) {
+            let moved = match self.read.entry((run.as_str(), range.pack)) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => match self.vault.pieces(run, range.pack) {
                     Ok(moved) => entry.insert(moved),
@@ -113,7 +138,8 @@ impl<'a> Pieces<'a> {
                     Err(other) => return Err(other),
                 },
             };
-            found.extend(moved.within(range.offset, range.length));
+            let pieces = moved.within(range.offset, range.length);
+            found.extend(pieces.into_iter().map(|piece| (*run, piece)));
         }
         Ok(found)
     }

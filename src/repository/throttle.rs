@@ -6,11 +6,12 @@
 //! itself, and by what the machine tells of all its processors:
 //!
 //! ```text
-//!  everything ── others take NOTICED or more ─▶ LEAST
-//!      ▲                                           │
+//!  everything ── others take PLAIN, or NOTICED ─▶ LEAST
+//!      ▲         twice running                     │
 //!      └── others take less than FORGOTTEN ── 1 - RESERVE - what others take, LEAST or more
 //! ```
-//! What was taken beyond what is allowed is a debt, and paid by pausing. Beside one who takes everything nobody
+//! Once alone, a little says nothing: it is also what the kernel does to write back what the backup stores, and
+//! the checkpoint that the backup itself asks for. What was taken beyond what is allowed is a debt, and paid by pausing. Beside one who takes everything nobody
 //! shows what he wants; so the least is allowed first, and what others leave beside that tells the rest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 const LEAST: f64 = 0.05;
 const RESERVE: f64 = 0.2;
 const NOTICED: f64 = 0.1;
+const PLAIN: f64 = 0.25;
 const FORGOTTEN: f64 = 0.05;
 /// What is measured over a shorter time says little: the kernel counts in hundredths of a second.
 const WINDOW: Duration = Duration::from_millis(200);
@@ -162,6 +164,8 @@ struct Share {
     since: Duration,
     usage: Usage,
     allowed: f64,
+    /// The last time, others took a little.
+    noticed: bool,
     /// Own ticks beyond what was allowed before `since`.
     debt: f64,
 }
@@ -172,6 +176,7 @@ impl Share {
             since: now,
             usage,
             allowed: 1.0,
+            noticed: false,
             debt: 0.0,
         }
     }
@@ -195,12 +200,14 @@ impl Share {
         Duration::try_from_secs_f64(pause).map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE))
     }
 
-    fn allowed_after(&self, taken: Taken) -> f64 {
+    fn allowed_after(&mut self, taken: Taken) -> f64 {
         let others = 1.0 - (taken.idle + taken.own) / taken.capacity;
         let takes_all = self.allowed >= 1.0;
+        let again = std::mem::replace(&mut self.noticed, others >= NOTICED);
         match others {
             ..FORGOTTEN => 1.0,
             ..NOTICED if takes_all => 1.0,
+            ..PLAIN if takes_all && !again => 1.0,
             _ if takes_all => LEAST,
             _ => (1.0 - RESERVE - others).max(LEAST),
         }
@@ -215,6 +222,16 @@ mod tests {
         clippy::cast_sign_loss
     )]
     use super::*;
+
+    impl Usage {
+        const fn of(capacity: u64, idle: u64, own: u64) -> Self {
+            Self {
+                capacity,
+                idle,
+                own,
+            }
+        }
+    }
 
     /// A machine of two processors, on which others want so much: what a backup gets and what they get.
     ///
@@ -262,6 +279,12 @@ mod tests {
             (0.2..0.35).contains(&own) && others > 0.49,
             "{own} {others}"
         );
+        // As little as is noticed is left to others, too.
+        let (own, others) = run(0.15);
+        assert!(
+            (0.5..0.7).contains(&own) && others > 0.149,
+            "{own} {others}"
+        );
         for wanted in [1.0, 1.5] {
             let (own, others) = run(wanted);
             assert!(
@@ -272,12 +295,24 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_while_nobody_wanted_it_is_not_owed() {
-        let usage = |capacity, idle, own| Usage {
-            capacity,
-            idle,
-            own,
+    fn a_little_is_believed_when_it_is_seen_twice_and_much_at_once() {
+        let mut share = Share::new(Duration::ZERO, Usage::of(0, 0, 0));
+        let mut now = (0, 0, 0);
+        let mut pause = |second, others: u64| {
+            now = (now.0 + 200, now.1 + 100, now.2 + 100 - others);
+            share.pause(Duration::from_secs(second), Usage::of(now.0, now.1, now.2))
         };
+        assert_eq!(pause(1, 30), Duration::ZERO);
+        assert_eq!(pause(2, 0), Duration::ZERO);
+        assert_eq!(pause(3, 30), Duration::ZERO);
+        assert_eq!(pause(4, 30), LONGEST_PAUSE);
+        assert_eq!(pause(5, 0), Duration::ZERO);
+        assert_eq!(pause(6, 60), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn what_was_taken_while_nobody_wanted_it_is_not_owed() {
+        let usage = Usage::of;
         let mut share = Share::new(Duration::ZERO, usage(0, 0, 0));
         assert_eq!(
             share.pause(Duration::from_secs(10), usage(2000, 0, 2000)),

@@ -210,13 +210,26 @@ impl Repository {
             )));
         }
         recover::write(&*store)?;
-        keys::init(&*store, keys)?;
-        Self::open(store, keys)
+        match keys::init(&*store, keys)? {
+            Some(unlocked) => {
+                keys::check_expected(&*store, keys, &unlocked.0)?;
+                Self::unlocked(store, keys, unlocked)
+            }
+            None => Self::open(store, keys),
+        }
     }
 
     /// Opens the repository in a store.
     pub fn open(store: Arc<dyn Store>, keys: &Keys) -> Result<Self, RepositoryError> {
-        let (config, secrets, mode) = keys::unlock(&*store, keys)?;
+        let unlocked = keys::unlock(&*store, keys)?;
+        Self::unlocked(store, keys, unlocked)
+    }
+
+    fn unlocked(
+        store: Arc<dyn Store>,
+        keys: &Keys,
+        (config, secrets, mode): keys::Unlocked,
+    ) -> Result<Self, RepositoryError> {
         keys::remember_secret(&secrets, keys)?;
         let vault = Arc::new(Vault {
             store,

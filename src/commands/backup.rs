@@ -89,11 +89,17 @@ async fn backup_and_retain(
     trigger: &str,
     args: &Args,
 ) -> anyhow::Result<Outcome> {
-    let place = Workplace::enter(context, trigger).await?;
-    Record::note_begin(&context.config.state);
-    // What opening the repository takes counts too: a passphrase is made expensive to try.
-    let throttle = (context.config.priority == Priority::Low).then(Throttle::start);
-    let repository = destination::open(context, args.new_repository)?;
+    // Opening the repository takes a while, for a passphrase is made expensive to try; that counts as load, too.
+    let opening = {
+        let (context, new_repository) = (context.clone(), args.new_repository);
+        move || {
+            Record::note_begin(&context.config.state);
+            let throttle = (context.config.priority == Priority::Low).then(Throttle::start);
+            Ok((destination::open(&context, new_repository)?, throttle))
+        }
+    };
+    let (place, (repository, throttle)) =
+        Workplace::enter_beside(context, trigger, opening).await?;
     let manifest = backup(context, &place, &repository, throttle).await?;
     let retention = retain(context, &repository, &manifest, args.accept_shrink)?;
     let (prune, prune_failed) = match housekeep(context, &repository) {

@@ -62,11 +62,31 @@ pub struct Workplace {
 impl Workplace {
     /// Takes the lock, finds the stack and undoes what a run that died left behind.
     pub async fn enter(context: &Context, command: &str) -> anyhow::Result<Self> {
-        let config = &context.config;
+        let (place, ()) = Self::enter_beside(context, command, || Ok(())).await?;
+        Ok(place)
+    }
+
+    /// The same, and does other `work` under the lock meanwhile.
+    pub async fn enter_beside<T: Send + 'static>(
+        context: &Context,
+        command: &str,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<(Self, T)> {
         let lock = lock(context, command).await?;
-        let journal = Arc::new(Journal::open(&config.state).context("open the journal")?);
         // Nobody else runs now: a backup that is noted as running was killed.
-        Record::note_killed(&config.state);
+        Record::note_killed(&context.config.state);
+        let working = tokio::task::spawn_blocking(work);
+        let place = Self::with(context, lock).await;
+        // It is waited for in any case: what it does is done under the lock.
+        let worked = working
+            .await
+            .context("a thread of the start ended unexpectedly");
+        Ok((place?, worked??))
+    }
+
+    async fn with(context: &Context, lock: RunLock) -> anyhow::Result<Self> {
+        let config = &context.config;
+        let journal = Arc::new(Journal::open(&config.state).context("open the journal")?);
         let engine = Engine::from_config(config).await?;
         let stack = discover::discover(config, engine.as_ref()).await?;
         for warning in &stack.warnings {

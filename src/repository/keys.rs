@@ -107,8 +107,12 @@ pub(super) fn id_in(store: &dyn Store) -> Result<String, RepositoryError> {
     Ok(RepositoryConfig::read(store)?.id)
 }
 
-/// Makes the files of a new repository; the last of them is `config.json`.
-pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<(), RepositoryError> {
+/// What opening a repository gives.
+pub(super) type Unlocked = (RepositoryConfig, Secrets, Mode);
+
+/// Makes the files of a new repository; the last of them is `config.json`. Who has just made it need not unlock
+/// it again; `None` where another host was faster.
+pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<Option<Unlocked>, RepositoryError> {
     let (secrets, mode) = if let Some(passphrase) = &keys.passphrase {
         let (identity, secrets) = match new_identity(store, passphrase) {
             // Another host was faster, or a first try was cut short: its keys are as good.
@@ -117,7 +121,8 @@ pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<(), RepositoryError
         };
         let mut recipients = vec![identity.to_public()];
         recipients.extend(keys.recipients()?);
-        let identities = vec![identity];
+        let mut identities = vec![identity];
+        identities.extend(keys.identities()?);
         (
             secrets,
             Mode::Age {
@@ -147,27 +152,17 @@ pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<(), RepositoryError
     }
     let config = RepositoryConfig::new(&secrets, &mode, 0);
     match store.put(CONFIG_KEY, &config.write()?) {
+        Ok(()) => Ok(Some((config, secrets, mode))),
         // Two hosts may begin at once: the first one's config holds.
-        Ok(()) | Err(RepositoryError::Exists(_)) => Ok(()),
+        Err(RepositoryError::Exists(_)) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
 /// Opens what `config.json` says with what was given.
-pub(super) fn unlock(
-    store: &dyn Store,
-    keys: &Keys,
-) -> Result<(RepositoryConfig, Secrets, Mode), RepositoryError> {
+pub(super) fn unlock(store: &dyn Store, keys: &Keys) -> Result<Unlocked, RepositoryError> {
     let config = RepositoryConfig::read(store)?;
-    if let Some(expected) = &keys.expected_id
-        && *expected != config.id
-    {
-        return Err(RepositoryError::Invalid(format!(
-            "{} holds the repository {}, and LIFEBOAT_REPOSITORY_ID asks for {expected}: it is another one, or was exchanged",
-            store.describe(),
-            config.id
-        )));
-    }
+    check_expected(store, keys, &config)?;
     let (secrets, mode) = match config.encryption.as_str() {
         "plain" => unlock_plain(store, keys, &config)?,
         "age" => unlock_age(store, keys, &config)?,
@@ -189,6 +184,22 @@ pub(super) fn unlock(
         return Err(RepositoryError::Forged(CONFIG_KEY.to_owned()));
     }
     Ok((config, secrets, mode))
+}
+
+/// That it is the repository that was asked for by its id.
+pub(super) fn check_expected(
+    store: &dyn Store,
+    keys: &Keys,
+    config: &RepositoryConfig,
+) -> Result<(), RepositoryError> {
+    match &keys.expected_id {
+        Some(expected) if *expected != config.id => Err(RepositoryError::Invalid(format!(
+            "{} holds the repository {}, and LIFEBOAT_REPOSITORY_ID asks for {expected}: it is another one, or was exchanged",
+            store.describe(),
+            config.id
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn unlock_plain(

@@ -209,12 +209,16 @@ impl Repository {
                 store.describe()
             )));
         }
+        if let Some(expected) = &keys.expected_id {
+            return Err(RepositoryError::Invalid(format!(
+                "there is no repository in {}, and LIFEBOAT_REPOSITORY_ID asks for {expected}: a new one would have another id; \
+                 correct the place, or take the variable away for a new repository",
+                store.describe()
+            )));
+        }
         recover::write(&*store)?;
         match keys::init(&*store, keys)? {
-            Some(unlocked) => {
-                keys::check_expected(&*store, keys, &unlocked.0)?;
-                Self::unlocked(store, keys, unlocked)
-            }
+            Some(unlocked) => Self::unlocked(store, keys, unlocked),
             None => Self::open(store, keys),
         }
     }

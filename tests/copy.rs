@@ -204,11 +204,20 @@ fn a_damaged_pack_here_costs_no_part_of_the_copy_there() {
     assert_eq!(std::fs::read(&there).unwrap(), bytes, "the last rest of it");
 }
 
+/// Backups of one second are in no order.
+fn next_second() {
+    let second = || jiff::Timestamp::now().as_second();
+    let begun = second();
+    while second() == begun {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_backup_whose_own_files_are_damaged_does_not_keep_others_from_being_copied() {
     let place = Place::plain();
     let first = place.files(&[("a", b"one")]);
-    std::thread::sleep(Duration::from_millis(1100));
+    next_second();
     let later = place.files(&[("a", b"two")]);
     let ranges = place.path(&format!("repo/backups/{}/files.ranges", first.id));
     std::fs::write(ranges, "nonsense").unwrap();
@@ -265,7 +274,7 @@ fn a_new_copy_does_not_count_on_what_only_an_earlier_lease_guarded() {
             .unwrap(),
     )
     .unwrap();
-    std::thread::sleep(Duration::from_millis(1100));
+    next_second();
     let later = place.files(&[("a", &body)]);
     place.flip(bad.unwrap(), 4000);
     let to = Repository::open_or_init(second(&place), &Keys::none()).unwrap();

@@ -284,6 +284,14 @@ fn a_key_for_an_unencrypted_repository_is_refused_and_the_other_way_round() {
         ..exchanged.keys("state")
     };
     refused(exchanged.open(&keys), &["LIFEBOAT_REPOSITORY_ID"]);
+    // A new one would have another id, so none is made.
+    let empty = tempfile::tempdir().unwrap();
+    let store = Arc::new(LocalStore::new(empty.path()));
+    refused(
+        Repository::open_or_init(store, &keys),
+        &["no repository", "LIFEBOAT_REPOSITORY_ID"],
+    );
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
 }
 
 /// The public keys are no secret: whoever can write to the store can encrypt to them.

@@ -162,7 +162,15 @@ pub(super) fn init(store: &dyn Store, keys: &Keys) -> Result<Option<Unlocked>, R
 /// Opens what `config.json` says with what was given.
 pub(super) fn unlock(store: &dyn Store, keys: &Keys) -> Result<Unlocked, RepositoryError> {
     let config = RepositoryConfig::read(store)?;
-    check_expected(store, keys, &config)?;
+    if let Some(expected) = &keys.expected_id
+        && *expected != config.id
+    {
+        return Err(RepositoryError::Invalid(format!(
+            "{} holds the repository {}, and LIFEBOAT_REPOSITORY_ID asks for {expected}: it is another one, or was exchanged",
+            store.describe(),
+            config.id
+        )));
+    }
     let (secrets, mode) = match config.encryption.as_str() {
         "plain" => unlock_plain(store, keys, &config)?,
         "age" => unlock_age(store, keys, &config)?,
@@ -184,22 +192,6 @@ pub(super) fn unlock(store: &dyn Store, keys: &Keys) -> Result<Unlocked, Reposit
         return Err(RepositoryError::Forged(CONFIG_KEY.to_owned()));
     }
     Ok((config, secrets, mode))
-}
-
-/// That it is the repository that was asked for by its id.
-pub(super) fn check_expected(
-    store: &dyn Store,
-    keys: &Keys,
-    config: &RepositoryConfig,
-) -> Result<(), RepositoryError> {
-    match &keys.expected_id {
-        Some(expected) if *expected != config.id => Err(RepositoryError::Invalid(format!(
-            "{} holds the repository {}, and LIFEBOAT_REPOSITORY_ID asks for {expected}: it is another one, or was exchanged",
-            store.describe(),
-            config.id
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn unlock_plain(

@@ -1,8 +1,8 @@
 //! The service adapters: what each server needs to be read hot and consistent, and to be put back.
 //!
 //! A backup drives every adapter through the same five steps ([`Service`]); the order across services is
-//! the backup command's business: all `hold`, all `copy` (long), then every `freeze` as close together as
-//! they come, then `drain`, and `release` whatever happened before.
+//! the backup command's business: `hold` and `copy` of all side by side (long), then every `freeze` as close
+//! together as they come, then `drain`, and `release` whatever happened before.
 
 pub mod n8n;
 pub mod ollama;

@@ -224,6 +224,11 @@ impl Cache {
         Ok(())
     }
 
+    /// Writes what is only remembered into the run's transaction, as the commit does at the latest.
+    pub fn write_out(&mut self) -> Result<(), RepositoryError> {
+        self.write_pending()
+    }
+
     /// Makes the run's entries the cache's, and drops files of `archives` that no run met for long.
     pub fn commit(&mut self, archives: &[String]) -> Result<(), RepositoryError> {
         self.write_pending()?;
@@ -293,11 +298,13 @@ impl Cache {
         Ok(())
     }
 
+    /// What fails stays to be written.
     fn write_pending(&mut self) -> Result<(), RepositoryError> {
         self.has_blocks |= !self.pending.is_empty();
-        for (id, at) in std::mem::take(&mut self.pending) {
-            rows::put_block(&self.db, &id, at).map_err(failed)?;
+        for (id, at) in &self.pending {
+            rows::put_block(&self.db, id, *at).map_err(failed)?;
         }
+        self.pending.clear();
         Ok(())
     }
 

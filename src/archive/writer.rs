@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread::ScopedJoinHandle;
 
 use super::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use super::header::{self, Kind};
@@ -229,6 +230,21 @@ impl ArchiveWriter {
         }
         self.sink.block(&[0; 2 * RECORD])?;
         Ok(EndedArchive(self.sink.end()?))
+    }
+
+    /// Ends several at once; their order stays. The first failure, when all have ended.
+    pub fn end_all(archives: Vec<Self>) -> Result<Vec<EndedArchive>, ArchiveError> {
+        std::thread::scope(|scope| {
+            let ending: Vec<_> = archives
+                .into_iter()
+                .map(|archive| scope.spawn(|| archive.end()))
+                .collect();
+            let ended: Vec<_> = ending.into_iter().map(ScopedJoinHandle::join).collect();
+            ended
+                .into_iter()
+                .map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
     }
 
     /// An entry whose body, if any, is in memory.

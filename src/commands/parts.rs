@@ -1,8 +1,8 @@
 //! Services on their way into one backup, through the steps of [`Service`]: hold, copy, freeze, drain, release,
 //! seal.
 //!
-//! What takes long runs for several services side by side: copying before the instants are fixed, and after it
-//! first the files that go on changing, then what the servers hold still.
+//! What takes long runs for several services side by side: holding and copying before the instants are fixed,
+//! after it first the files that go on changing, then what the servers hold still, and the ends of the archives.
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
@@ -41,7 +41,10 @@ impl Part {
     async fn take(&mut self, step: Step) -> anyhow::Result<()> {
         let archive = self.archive.as_mut().context("an archive was not begun")?;
         match step {
-            Step::Copy => self.service.copy(archive).await?,
+            Step::Copy(run) => {
+                self.service.hold(&run).await?;
+                self.service.copy(archive).await?;
+            }
             Step::Drain => self.report = Some(self.service.drain(archive).await?),
         }
         Ok(())
@@ -49,9 +52,10 @@ impl Part {
 }
 
 /// A step that several services take side by side.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 enum Step {
-    Copy,
+    /// Each holds first what it copies: a server that takes its time keeps no other waiting.
+    Copy(RunContext),
     Drain,
 }
 
@@ -98,13 +102,11 @@ async fn steps(
     run: &RunContext,
     bar: &BackupBar,
 ) -> anyhow::Result<()> {
-    bar.say("hold");
+    bar.say("copy");
     for part in &mut *parts {
-        part.service.hold(run).instrument(part.span.clone()).await?;
         part.archive = Some(session.archive(part.service.name())?);
     }
-    bar.say("copy");
-    side_by_side(parts, session, Step::Copy, |_| true).await?;
+    side_by_side(parts, session, &Step::Copy(run.clone()), |_| true).await?;
     bar.say("freeze");
     // The instants that matter, as close together as they come.
     parts.sort_by_key(|part| freeze_order(part.service.kind()));
@@ -112,8 +114,8 @@ async fn steps(
         part.point = Some(part.service.freeze().instrument(part.span.clone()).await?);
     }
     bar.say("drain");
-    side_by_side(parts, session, Step::Drain, goes_on_changing).await?;
-    side_by_side(parts, session, Step::Drain, |kind| !goes_on_changing(kind)).await?;
+    side_by_side(parts, session, &Step::Drain, goes_on_changing).await?;
+    side_by_side(parts, session, &Step::Drain, |kind| !goes_on_changing(kind)).await?;
     parts.sort_by(|a, b| a.service.name().cmp(b.service.name()));
     Ok(())
 }
@@ -123,7 +125,7 @@ async fn steps(
 async fn side_by_side(
     parts: &mut Vec<Part>,
     session: &Backup<'_>,
-    step: Step,
+    step: &Step,
     which: fn(ServiceKind) -> bool,
 ) -> anyhow::Result<()> {
     let (chosen, others) = std::mem::take(parts)
@@ -132,7 +134,7 @@ async fn side_by_side(
     *parts = others;
     let mut tasks = JoinSet::new();
     for mut part in chosen {
-        let span = part.span.clone();
+        let (span, step) = (part.span.clone(), step.clone());
         let taken = async move {
             let result = part.take(step).await;
             (part, result)
@@ -172,11 +174,11 @@ async fn release(parts: &mut [Part]) -> anyhow::Result<()> {
     first.map_or(Ok(()), |err| Err(err).context("release a service"))
 }
 
+/// Ends all archives, each on a thread of its own because it waits for the disk, and seals them.
 fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> {
-    let mut ended_archives = Vec::with_capacity(parts.len());
+    let (mut archives, mut all_notes) = (Vec::new(), Vec::new());
     for part in parts {
-        let archive = part.archive.context("an archive was not begun")?;
-        let ended = tokio::task::block_in_place(|| archive.end())?;
+        archives.push(part.archive.context("an archive was not begun")?);
         let notes = ArchiveNotes {
             kind: part.service.kind(),
             container: part.container,
@@ -190,12 +192,15 @@ fn seal(parts: Vec<Part>) -> anyhow::Result<Vec<(SealedArchive, ArchiveNotes)>> 
                 tracing::warn!(service = part.service.name(), "{warning}");
             }
         }
-        ended_archives.push((ended, notes));
+        all_notes.push(notes);
     }
-    // They share blocks: only now every pack has its name.
     tokio::task::block_in_place(|| {
-        let sealed = |(ended, notes): (EndedArchive, _)| Ok((ended.seal()?, notes));
-        ended_archives.into_iter().map(sealed).collect()
+        // They share blocks: only when all are ended, every pack has its name.
+        let sealed: Vec<SealedArchive> = ArchiveWriter::end_all(archives)?
+            .into_iter()
+            .map(EndedArchive::seal)
+            .collect::<Result<_, _>>()?;
+        Ok(sealed.into_iter().zip(all_notes).collect())
     })
 }
 

@@ -153,3 +153,15 @@ impl Manifest {
         self.archives.iter().find(|archive| archive.name == name)
     }
 }
+
+/// Time between the first and the last service's instant.
+pub(super) fn skew_ms(records: &[ArchiveRecord]) -> u64 {
+    let points = || {
+        records
+            .iter()
+            .filter(|r| r.kind != ServiceKind::Project)
+            .map(|r| r.point.at.as_millisecond())
+    };
+    let (first, last) = (points().min().unwrap_or(0), points().max().unwrap_or(0));
+    u64::try_from(last - first).unwrap_or(0)
+}

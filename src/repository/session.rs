@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::crypto::Sealed;
 use super::index::{self, IndexWriter};
 use super::lease::{self, Lease};
-use super::manifest::{ArchiveRecord, Imported, Manifest, Parent};
+use super::manifest::{ArchiveRecord, Imported, Manifest, Parent, skew_ms};
 use super::pace::Pace;
 use super::pipeline::{Pipeline, Workers};
 pub use super::progress::Progress;
@@ -338,7 +338,14 @@ impl Backup<'_> {
                 (sealed, record)
             })
             .collect();
-        self.store_lists(&archives)?;
+        // The cache is brought up to date meanwhile, which changes nothing before it is committed.
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| self.session.cache().write_out());
+            let stored = self.store_lists(&archives);
+            // What could not be written is tried again when the cache is committed.
+            drop(writing.join());
+            stored
+        })?;
         let records: Vec<_> = archives.into_iter().map(|(_, record)| record).collect();
         let (started, finished, imported) = match notes.imported {
             Some((taken, imported)) => (taken, taken, Some(imported)),
@@ -476,18 +483,6 @@ fn record(sealed: &SealedArchive, notes: ArchiveNotes) -> ArchiveRecord {
         stream_xxh3: sealed.stream_xxh3.clone(),
         name: sealed.name.clone(),
     }
-}
-
-/// Time between the first and the last service's instant.
-fn skew_ms(records: &[ArchiveRecord]) -> u64 {
-    let points = || {
-        records
-            .iter()
-            .filter(|r| r.kind != ServiceKind::Project)
-            .map(|r| r.point.at.as_millisecond())
-    };
-    let (first, last) = (points().min().unwrap_or(0), points().max().unwrap_or(0));
-    u64::try_from(last - first).unwrap_or(0)
 }
 
 /// Archive names become file names: `[a-z0-9._-]+`, not beginning with a dot.

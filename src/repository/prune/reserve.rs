@@ -5,6 +5,8 @@ use crate::repository::store::Store;
 
 const KEY: &str = "reserve";
 const BYTES: usize = 8 * 1024 * 1024;
+/// It is made of copies of this much: file systems do not compress over so far.
+const PIECE_BYTES: usize = 1024 * 1024;
 /// With less than this free, even small files may not fit.
 const FULL_BELOW_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -32,11 +34,15 @@ pub fn put_back(store: &dyn Store) -> Result<(), RepositoryError> {
         other => return other.map(drop),
     }
     // A file system that compresses must not make nothing of it.
-    let mut bytes = vec![0; BYTES];
-    blake3::Hasher::new_derive_key("lifeboat reserve")
-        .finalize_xof()
-        .fill(&mut bytes);
-    match store.put(KEY, &bytes) {
+    let mut piece = vec![0; PIECE_BYTES];
+    rand::fill(&mut piece);
+    let mut spool = store.spool()?;
+    for _ in 0..BYTES / PIECE_BYTES {
+        spool
+            .write_all(&piece)
+            .map_err(|e| RepositoryError::io("write the reserve", e))?;
+    }
+    match spool.publish(KEY) {
         Err(RepositoryError::Exists(_)) => Ok(()),
         other => other,
     }

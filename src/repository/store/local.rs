@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,6 +13,9 @@ use crate::durable::{self, AtomicFile};
 
 /// Only the owner reads or writes: an unencrypted repository holds secrets.
 const FILE_MODE: u32 = 0o600;
+
+/// Written bytes of a pack that the disk is given at once.
+const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A repository directory on a local or mounted file system.
 #[derive(Debug, Clone)]
@@ -73,6 +77,8 @@ impl Store for LocalStore {
         Ok(Box::new(LocalSpool {
             file,
             store: self.clone(),
+            written: 0,
+            on_its_way: 0,
         }))
     }
 
@@ -226,11 +232,40 @@ fn modified(meta: &Metadata) -> io::Result<Timestamp> {
 struct LocalSpool {
     file: AtomicFile,
     store: LocalStore,
+    written: u64,
+    /// Of them, what the disk has been given.
+    on_its_way: u64,
+}
+
+impl LocalSpool {
+    /// Has the kernel begin to write what it would otherwise keep until the pack is published: then the disk
+    /// is idle no more while the rest of the pack is made, and the last pack is not waited for so long.
+    fn write_back(&mut self) {
+        let Some(length) = NonZero::new(self.written - self.on_its_way) else {
+            return;
+        };
+        // Of dirty pages it begins the writing; it would only drop what is on disk already.
+        let advised = rustix::fs::fadvise(
+            self.file.file(),
+            self.on_its_way,
+            Some(length),
+            rustix::fs::Advice::DontNeed,
+        );
+        if let Err(err) = advised {
+            tracing::debug!("the file system takes no advice: {err}");
+        }
+        self.on_its_way = self.written;
+    }
 }
 
 impl Write for LocalSpool {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.file.write(buf)
+        let count = self.file.write(buf)?;
+        self.written += count as u64;
+        if self.written - self.on_its_way >= WRITE_BACK_BYTES {
+            self.write_back();
+        }
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -240,7 +275,7 @@ impl Write for LocalSpool {
 
 impl Spool for LocalSpool {
     fn publish(self: Box<Self>, key: &str) -> Result<(), RepositoryError> {
-        let Self { file, store } = *self;
+        let Self { file, store, .. } = *self;
         let path = store.path(key)?;
         make_parents(&path)
             .and_then(|()| file.commit_new(&path))

@@ -12,9 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
-use xattr::FileExt as _;
 
-use super::walk::portable_xattrs;
+use super::walk::xattrs_of;
 
 /// What one call lists of a directory.
 const LIST_BYTES: usize = 32 * 1024;
@@ -60,6 +59,15 @@ impl HeldDirectory {
         self.path().join(name)
     }
 
+    /// What an entry of it is; a symbolic link is not followed.
+    ///
+    /// Through a descriptor of its own: cheaper than a path through `/proc`, which the kernel resolves anew.
+    pub fn look_at(&self, name: &OsStr) -> io::Result<Metadata> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = rustix::fs::openat(&self.0, name, flags, Mode::empty())?;
+        File::from(entry).metadata()
+    }
+
     pub fn metadata(&self) -> io::Result<Metadata> {
         self.0.metadata()
     }
@@ -81,9 +89,9 @@ impl HeldDirectory {
         Ok(names)
     }
 
-    /// Its own extended attributes, as [`super::walk::xattrs`] tells those of a path.
+    /// Its own extended attributes.
     pub fn xattrs(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
-        portable_xattrs(self.0.list_xattr(), |name| self.0.get_xattr(name))
+        xattrs_of(&self.0)
     }
 
     /// The file system's type: `f_type` of fstatfs(2).

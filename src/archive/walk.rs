@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use super::entry::{ArchiveError, EntryMeta};
 use super::held::HeldDirectory;
 use regex::Regex;
+use xattr::FileExt as _;
 
 /// What of a tree goes into an archive, and how.
 #[derive(Debug, Clone, Default)]
@@ -225,7 +226,7 @@ impl Walk<'_> {
             return Ok(None);
         };
         let path = parent.dir.child(child);
-        let stat = std::fs::symlink_metadata(&path)?;
+        let stat = parent.dir.look_at(child)?;
         let kind = stat.file_type();
         let mut meta = EntryMeta::of(&stat);
         let kind = if kind.is_dir() {
@@ -324,8 +325,13 @@ pub fn xattrs(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
     portable_xattrs(xattr::list(path), |name| xattr::get(path, name))
 }
 
+/// The same of an open file or directory.
+pub(super) fn xattrs_of(file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
+    portable_xattrs(file.list_xattr(), |name| file.get_xattr(name))
+}
+
 /// The extended attributes of a listing whose values `get` tells.
-pub(super) fn portable_xattrs(
+fn portable_xattrs(
     listed: io::Result<xattr::XAttrs>,
     get: impl Fn(&OsStr) -> io::Result<Option<Vec<u8>>>,
 ) -> io::Result<Vec<(String, Vec<u8>)>> {

@@ -16,6 +16,15 @@ const CONTENT_MAX: usize = 64 * 1024;
 /// Model blobs are immutable: large blocks keep their index small.
 const MODEL_BLOCK: usize = 1024 * 1024;
 
+/// The length of all blocks of a body but the last, where they have one.
+pub fn unit(cut: Cut) -> Option<usize> {
+    match cut {
+        Cut::Pages(unit) | Cut::Blocks(unit) => Some(unit.max(512) as usize),
+        Cut::Model => Some(MODEL_BLOCK),
+        Cut::Content | Cut::Members => None,
+    }
+}
+
 /// Turns a body into blocks.
 pub struct Cutter {
     way: Way,
@@ -30,11 +39,10 @@ enum Way {
 
 impl Cutter {
     pub fn new(cut: Cut, body_len: u64) -> Self {
-        let way = match cut {
-            Cut::Pages(unit) | Cut::Blocks(unit) => Way::Fixed(unit.max(512) as usize),
-            Cut::Model => Way::Fixed(MODEL_BLOCK),
-            Cut::Content => Way::Content,
-            Cut::Members => Way::Members(Box::new(super::members::Members::new(body_len))),
+        let way = match (unit(cut), cut) {
+            (Some(unit), _) => Way::Fixed(unit),
+            (None, Cut::Members) => Way::Members(Box::new(super::members::Members::new(body_len))),
+            (None, _) => Way::Content,
         };
         Self {
             way,

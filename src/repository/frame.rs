@@ -1,7 +1,7 @@
 //! Frames: independent zstd frames with content size and checksum, the unit of compression.
 //!
-//! A frame is decoded again and compared before it leaves this module: an encoder's fault never reaches a
-//! pack.
+//! A frame is decoded again before it leaves this module, and the checksum in it, which is of what went in, must be
+//! that of what came out: an encoder's fault never reaches a pack.
 
 use std::io;
 
@@ -20,6 +20,59 @@ const LEVEL_INCOMPRESSIBLE: i32 = 1;
 const POOR_SHARE: usize = 32;
 /// How many frames are stored fast before the level is tried again.
 const POOR_FRAMES: u32 = 31;
+
+/// Raw bytes on their way to becoming a frame. The memory is used again for frame after frame, and zeroed once.
+#[derive(Default)]
+pub struct RawFrame {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl RawFrame {
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.filled).unwrap_or_default()
+    }
+
+    pub const fn len(&self) -> usize {
+        self.filled
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    pub const fn clear(&mut self) {
+        self.filled = 0;
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
+
+    /// Room behind what it holds, to be read into; what is there counts when it is kept.
+    pub fn room(&mut self, length: usize) -> &mut [u8] {
+        let end = self.filled + length;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(self.filled..end).unwrap_or_default()
+    }
+
+    /// What was read into the room, by its place in the frame if all of the room were kept.
+    pub fn beyond(&self, at: usize, length: usize) -> &[u8] {
+        self.bytes.get(at..at + length).unwrap_or_default()
+    }
+
+    /// Keeps a piece of the room, behind what was kept before.
+    pub fn keep(&mut self, at: usize, length: usize) {
+        debug_assert!(at >= self.filled && at + length <= self.bytes.len());
+        if at != self.filled {
+            self.bytes.copy_within(at..at + length, self.filled);
+        }
+        self.filled += length;
+    }
+}
 
 /// Compresses frames of one stream; it adapts to data that does not compress.
 pub struct Encoder {
@@ -48,18 +101,19 @@ impl Encoder {
         })
     }
 
-    /// Compresses `raw` into one frame and proves that it decodes to `raw` again.
-    pub fn encode(&mut self, raw: &[u8]) -> Result<Vec<u8>, RepositoryError> {
+    /// Compresses `raw` into one frame and proves that it decodes to `raw` again. What `frame` held is gone.
+    pub fn encode(&mut self, raw: &[u8], frame: &mut Vec<u8>) -> Result<(), RepositoryError> {
         let fast = self.fast_frames_left > 0;
         let level = if fast {
             LEVEL_INCOMPRESSIBLE
         } else {
             self.level
         };
-        let frame = self
-            .compressor
+        frame.clear();
+        frame.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.compressor
             .set_compression_level(level)
-            .and_then(|()| self.compressor.compress(raw))
+            .and_then(|()| self.compressor.compress_to_buffer(raw, frame))
             .map_err(|e| RepositoryError::io("compress a frame", e))?;
         if fast {
             self.fast_frames_left -= 1;
@@ -72,15 +126,16 @@ impl Encoder {
         }
         self.check.clear();
         self.check.reserve(raw.len());
-        self.decompressor
-            .decompress_to_buffer(&frame, &mut self.check)
-            .map_err(|e| RepositoryError::io("decode a frame that was just written", e))?;
-        if self.check != raw {
+        // Its checksum is of `raw`, as the encoder read it.
+        let decoded = self
+            .decompressor
+            .decompress_to_buffer(frame, &mut self.check);
+        if decoded.is_err() || self.check.len() != raw.len() {
             return Err(RepositoryError::Invalid(
                 "a compressed frame does not decode to what went in: memory or the processor is faulty; nothing was stored".to_owned(),
             ));
         }
-        Ok(frame)
+        Ok(())
     }
 }
 
@@ -131,21 +186,36 @@ mod tests {
         }
         let mut encoder = Encoder::new(3).unwrap();
         let mut decoder = Decoder::new().unwrap();
-        let mut out = Vec::new();
+        let (mut frame, mut out) = (Vec::new(), Vec::new());
         for raw in [&text, &noise, &noise, &text, &Vec::new()] {
-            let frame = encoder.encode(raw).unwrap();
+            encoder.encode(raw, &mut frame).unwrap();
             decoder.decode(&frame, raw.len(), &mut out).unwrap();
             assert_eq!(&out, raw);
         }
-        assert!(encoder.encode(&text).unwrap().len() < text.len() / 50);
+        encoder.encode(&text, &mut frame).unwrap();
+        assert!(frame.len() < text.len() / 50);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_room_lies_together() {
+        let mut frame = RawFrame::default();
+        frame.push(b"head");
+        frame.room(9).copy_from_slice(b"aaabbbccc");
+        frame.keep(4, 3);
+        assert_eq!(frame.beyond(7, 3), b"bbb");
+        frame.keep(10, 3);
+        assert_eq!(frame.as_slice(), b"headaaaccc");
+        frame.clear();
+        frame.push(b"x");
+        assert_eq!((frame.as_slice(), frame.len()), (b"x".as_slice(), 1));
     }
 
     #[test]
     fn a_flipped_bit_in_a_frame_is_an_error() {
         let raw = b"some content that is long enough to be compressed ".repeat(100);
-        let frame = Encoder::new(3).unwrap().encode(&raw).unwrap();
         let mut decoder = Decoder::new().unwrap();
-        let mut out = Vec::new();
+        let (mut frame, mut out) = (Vec::new(), Vec::new());
+        Encoder::new(3).unwrap().encode(&raw, &mut frame).unwrap();
         for at in 0..frame.len() {
             let mut damaged = frame.clone();
             damaged[at] ^= 0x10;

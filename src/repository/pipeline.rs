@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 pub use workers::Workers;
 
 use super::RepositoryError;
+use super::frame::RawFrame;
 use super::index::IndexWriter;
 use super::pack::{PackWriter, Published};
 use super::table::BlockTable;
@@ -66,7 +67,7 @@ impl Pipeline {
     }
 
     /// Hands over one frame of the current pack; returns an empty buffer to fill next.
-    pub fn frame(&mut self, raw: Vec<u8>) -> Result<Vec<u8>, RepositoryError> {
+    pub fn frame(&mut self, raw: RawFrame) -> Result<RawFrame, RepositoryError> {
         self.check_open()?;
         while self.lane.is_full() && self.helper.help() {}
         let (job, buffer) = self.lane.enter(raw, &self.written)?;

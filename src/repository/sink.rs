@@ -3,21 +3,24 @@
 //! The archive is nothing but its list of ranges, so an entry can be taken back ([`Sink::rewind`]): the
 //! blocks it stored stay in their pack, named or not.
 
+mod old_pages;
+
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
+use super::frame::{FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES, RawFrame};
 use super::manifest::ArchiveRecord;
 use super::pack::{MODEL_PACK_BYTES, PACK_BLOCKS, PACK_BYTES, PACK_RAW_LIMIT};
 use super::pipeline::Pipeline;
 use super::ranges::{self, INLINE_LIMIT_BYTES, MAX_DEPTH, Range, RangeList};
 use super::session::Session;
-use super::table::{BlockTable, PageId};
+use super::table::{BlockId, BlockTable, PageId};
 use super::uses::Uses;
 use super::{PackName, RepositoryError};
 use crate::archive::Cut;
 use crate::archive::cache::{CachedFile, KnownFile, PackRef};
+pub use old_pages::OldPages;
 
 /// One archive on its way into the repository.
 pub struct Sink {
@@ -29,7 +32,7 @@ pub struct Sink {
     /// What the cache knows its files by.
     cached_as: String,
     /// The frame being filled.
-    frame: Vec<u8>,
+    frame: RawFrame,
     frame_limit: usize,
     pack_limit: u64,
     pack: Option<PackRef>,
@@ -42,6 +45,13 @@ pub struct Sink {
     read_bytes: u64,
     /// Of the whole stream, until something is spliced in unread.
     stream_hash: Option<Xxh3>,
+}
+
+/// A block that the repository does not have, by the id that its pack's table gets.
+#[derive(Clone, Copy)]
+enum New {
+    Page(PageId),
+    Block(BlockId),
 }
 
 /// A place in the stream to come back to.
@@ -93,7 +103,7 @@ impl Sink {
             session,
             archive,
             pipeline,
-            frame: Vec::with_capacity(FRAME_RAW_BYTES * 2),
+            frame: RawFrame::default(),
             frame_limit: FRAME_RAW_BYTES,
             pack_limit: PACK_BYTES,
             pack: None,
@@ -122,18 +132,10 @@ impl Sink {
             return Ok(());
         }
         self.pass(bytes);
-        let id = *self.session.block_hash(bytes).as_bytes();
-        let known = self.session.cache().block(&id)?;
-        if let Some(range) = known.filter(|range| range.length == bytes.len() as u64) {
-            self.ranges.push(range);
-            return Ok(());
+        match self.unknown_block(bytes)? {
+            Some(new) => self.append(new, bytes),
+            None => Ok(()),
         }
-        let range = self.append(bytes)?;
-        self.table
-            .push_block(u32::try_from(bytes.len()).unwrap_or(u32::MAX), id);
-        self.session.cache().add_block(&id, range)?;
-        self.ranges.push(range);
-        self.settle_frame()
     }
 
     /// Adds a block of a file's body: a page when it is a whole one of a file cut into pages.
@@ -145,29 +147,77 @@ impl Sink {
         pages: &mut Vec<PageId>,
     ) -> Result<(), RepositoryError> {
         match cut {
-            Cut::Pages(unit) if bytes.len() == unit as usize => self.page(unit, bytes, old, pages),
+            Cut::Pages(unit) if bytes.len() == unit as usize => {
+                self.pass(bytes);
+                match self.unknown_page(bytes, old, pages) {
+                    Some(new) => self.append(new, bytes),
+                    None => Ok(()),
+                }
+            }
             _ => self.block(bytes),
         }
     }
 
-    fn page(
+    /// Room for the next blocks of a body whose blocks are all `unit` long and of which `left` bytes, at least
+    /// one block, are left: as much as fills the frame. [`Self::take_room`] must follow when it is filled.
+    pub fn room(&mut self, unit: usize, left: u64) -> &mut [u8] {
+        let missing = self.frame_limit.saturating_sub(self.frame.len()).max(1);
+        let whole = usize::try_from(left).unwrap_or(usize::MAX) / unit * unit;
+        self.frame.room(missing.next_multiple_of(unit).min(whole))
+    }
+
+    /// Adds the blocks that were read into the room, like [`Self::body_block`] each, and copies none of them
+    /// that stays where it is.
+    pub fn take_room(
         &mut self,
-        unit: u32,
-        bytes: &[u8],
+        cut: Cut,
+        (unit, length): (usize, usize),
         old: &mut OldPages<'_>,
         pages: &mut Vec<PageId>,
     ) -> Result<(), RepositoryError> {
-        self.pass(bytes);
+        let mut frame = std::mem::take(&mut self.frame);
+        let begin = frame.len();
+        self.pass(frame.beyond(begin, length));
+        let mut take = |at: usize| {
+            let bytes = frame.beyond(at, unit);
+            let new = match cut {
+                Cut::Pages(_) => self.unknown_page(bytes, old, pages),
+                _ => self.unknown_block(bytes)?,
+            };
+            if let Some(new) = new {
+                self.place(new, unit)?;
+                frame.keep(at, unit);
+            }
+            Ok(())
+        };
+        let taken = (begin..begin + length)
+            .step_by(unit)
+            .try_for_each(&mut take);
+        self.frame = frame;
+        taken.and_then(|()| self.settle_frame())
+    }
+
+    /// What a block is to be called, unless it is known: then its place is noted.
+    fn unknown_block(&mut self, bytes: &[u8]) -> Result<Option<New>, RepositoryError> {
+        let id = *self.session.block_hash(bytes).as_bytes();
+        let known = self.session.cache().block(&id)?;
+        if let Some(range) = known.filter(|range| range.length == bytes.len() as u64) {
+            self.ranges.push(range);
+            return Ok(None);
+        }
+        Ok(Some(New::Block(id)))
+    }
+
+    fn unknown_page(
+        &mut self,
+        bytes: &[u8],
+        old: &mut OldPages<'_>,
+        pages: &mut Vec<PageId>,
+    ) -> Option<New> {
         let hash = self.session.block_hash(bytes);
         let id = hash.as_bytes().first_chunk().copied().unwrap_or_default();
         pages.push(id);
-        if old.next_is(id, &mut self.ranges) {
-            return Ok(());
-        }
-        let range = self.append(bytes)?;
-        self.table.push_page(unit, id);
-        self.ranges.push(range);
-        self.settle_frame()
+        (!old.next_is(id, &mut self.ranges)).then_some(New::Page(id))
     }
 
     /// Adds an unchanged entry by its ranges, unread.
@@ -308,8 +358,14 @@ impl Sink {
         }
     }
 
-    /// Puts a new block into the current frame; `settle_frame` must follow.
-    fn append(&mut self, bytes: &[u8]) -> Result<Range<PackRef>, RepositoryError> {
+    fn append(&mut self, new: New, bytes: &[u8]) -> Result<(), RepositoryError> {
+        self.place(new, bytes.len())?;
+        self.frame.push(bytes);
+        self.settle_frame()
+    }
+
+    /// Notes the place of a block that the current frame gets next.
+    fn place(&mut self, new: New, length: usize) -> Result<(), RepositoryError> {
         self.session.check_stop()?;
         let pack = match self.pack {
             Some(pack) => pack,
@@ -318,12 +374,20 @@ impl Sink {
         let range = Range {
             pack,
             offset: self.pack_raw,
-            length: bytes.len() as u64,
+            length: length as u64,
         };
-        self.frame.extend_from_slice(bytes);
-        self.pack_raw += bytes.len() as u64;
+        let table_length = u32::try_from(length).unwrap_or(u32::MAX);
+        match new {
+            New::Page(id) => self.table.push_page(table_length, id),
+            New::Block(id) => {
+                self.table.push_block(table_length, id);
+                self.session.cache().add_block(&id, range)?;
+            }
+        }
+        self.ranges.push(range);
+        self.pack_raw += length as u64;
         self.pack_blocks += 1;
-        Ok(range)
+        Ok(())
     }
 
     /// Hands over a full frame, and closes a full pack.
@@ -381,71 +445,5 @@ impl EndedSink {
     /// the same time must be ended before.
     pub fn seal(self) -> Result<SealedArchive, RepositoryError> {
         self.0.seal()
-    }
-}
-
-/// The parent's pages of a file, walked in step with the new ones.
-pub struct OldPages<'a> {
-    unit: u64,
-    ids: std::slice::Iter<'a, PageId>,
-    ranges: std::slice::Iter<'a, Range<PackRef>>,
-    /// What is left of the range the walk is in.
-    current: Option<Range<PackRef>>,
-}
-
-impl<'a> OldPages<'a> {
-    pub fn none() -> Self {
-        Self {
-            unit: 0,
-            ids: [].iter(),
-            ranges: [].iter(),
-            current: None,
-        }
-    }
-
-    pub fn new(unit: u32, file: &'a CachedFile, ids: &'a [PageId]) -> Self {
-        let mut pages = Self {
-            unit: u64::from(unit),
-            ids: ids.iter(),
-            ranges: file.ranges.as_slice().iter(),
-            current: None,
-        };
-        pages.advance(file.header_bytes, |_| {});
-        pages
-    }
-
-    /// Moves one page on; when it is `id`, its place is added to `out`.
-    fn next_is(&mut self, id: PageId, out: &mut RangeList<PackRef>) -> bool {
-        let Some(old) = self.ids.next() else {
-            return false;
-        };
-        let same = *old == id;
-        self.advance(self.unit, |piece| {
-            if same {
-                out.push(piece);
-            }
-        });
-        same
-    }
-
-    fn advance(&mut self, mut bytes: u64, mut visit: impl FnMut(Range<PackRef>)) {
-        while bytes > 0 {
-            let Some(range) = self.current.take().or_else(|| self.ranges.next().copied()) else {
-                return;
-            };
-            let taken = range.length.min(bytes);
-            visit(Range {
-                length: taken,
-                ..range
-            });
-            if taken < range.length {
-                self.current = Some(Range {
-                    offset: range.offset + taken,
-                    length: range.length - taken,
-                    ..range
-                });
-            }
-            bytes -= taken;
-        }
     }
 }

@@ -13,7 +13,7 @@ use crate::archive::cache::{CachedFile, FileIdentity, KnownFile};
 use crate::archive::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use crate::archive::header::{self, Kind};
 use crate::archive::walk;
-use crate::repository::cutter::Cutter;
+use crate::repository::cutter::{self, Cutter};
 use crate::repository::sink::OldPages;
 
 /// How often a file that changes is read before giving up.
@@ -26,7 +26,8 @@ pub trait Watch {
     /// The body begins, perhaps for another time.
     fn begin(&mut self);
 
-    /// The next bytes of the body and where they begin; all but the last are whole multiples of 256 KiB.
+    /// The next bytes of the body and where they begin; all but the last are whole multiples of what the body
+    /// is cut into.
     fn piece(&mut self, file: &File, offset: u64, bytes: &[u8]);
 
     /// Whether the next backup may splice the file in unread while it stays as it is.
@@ -174,11 +175,7 @@ impl ArchiveWriter {
             source,
         };
         let entry = EntryMeta {
-            xattrs: match walk::xattrs(path) {
-                // Gone since it was opened: its content is still ours.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                other => other.map_err(failed)?,
-            },
+            xattrs: walk::xattrs_of(file).map_err(failed)?,
             ..EntryMeta::of(meta)
         };
         let header = header::encode(name, &entry, Kind::File { size });
@@ -193,32 +190,31 @@ impl ArchiveWriter {
             _ => OldPages::none(),
         };
         let mut pages = Vec::new();
-        let mut sums = Sums::begin(taking);
+        let mut body = Body::begin(file, size, taking);
+        if let Some(unit) = cutter::unit(cut) {
+            while body.left >= unit as u64 {
+                let room = self.sink.room(unit, body.left);
+                let length = room.len();
+                let mut got = 0;
+                for piece in room.chunks_mut(READ_BYTES) {
+                    got += body.read(piece).map_err(failed)?;
+                }
+                self.sink.count_read(got);
+                self.sink
+                    .take_room(cut, (unit, length), &mut old, &mut pages)?;
+            }
+        }
         let mut cutter = Cutter::new(cut, size);
-        let mut left = size;
-        let mut short = false;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
+        let sink = &mut self.sink;
+        while body.left > 0 {
+            let want = usize::try_from(body.left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
             let piece = self.buffer.get_mut(..want).unwrap_or_default();
-            let got = read_full(file, piece).map_err(failed)?;
-            if got < want {
-                // Shorter than its header says: pad, so that the stream stays whole.
-                short = true;
-                piece.iter_mut().skip(got).for_each(|byte| *byte = 0);
-            }
-            sums.update(piece);
-            if let Some(watch) = &mut taking.watch {
-                watch.piece(file, size - left, piece);
-            }
-            self.sink.count_read(got as u64);
-            let sink = &mut self.sink;
+            sink.count_read(body.read(piece).map_err(failed)?);
             cutter.feed(piece, |block| {
                 sink.body_block(cut, block, &mut old, &mut pages)
             })?;
-            left -= want as u64;
         }
         let padding = padding(size);
-        let sink = &mut self.sink;
         cutter.feed(&padding, |block| {
             sink.body_block(cut, block, &mut old, &mut pages)
         })?;
@@ -226,10 +222,50 @@ impl ArchiveWriter {
         Ok(ReadFile {
             header_bytes: header.len() as u64,
             pages,
-            sha256: sums.sha256.map(|hash| hash.finalize().into()),
-            crc32c: sums.crc32c,
-            short,
+            sha256: body.sums.sha256.map(|hash| hash.finalize().into()),
+            crc32c: body.sums.crc32c,
+            short: body.short,
         })
+    }
+}
+
+/// The body of a file that is being read, as long as its header tells.
+struct Body<'f, 't, 'w> {
+    file: &'f mut File,
+    size: u64,
+    left: u64,
+    /// The file was shorter.
+    short: bool,
+    sums: Sums,
+    taking: &'t mut Taking<'w>,
+}
+
+impl<'f, 't, 'w> Body<'f, 't, 'w> {
+    fn begin(file: &'f mut File, size: u64, taking: &'t mut Taking<'w>) -> Self {
+        Self {
+            file,
+            size,
+            left: size,
+            short: false,
+            sums: Sums::begin(taking),
+            taking,
+        }
+    }
+
+    /// Fills a piece, with zeros where the file is shorter, so that the stream stays whole; returns how much
+    /// was read.
+    fn read(&mut self, piece: &mut [u8]) -> std::io::Result<u64> {
+        let got = read_full(self.file, piece)?;
+        if got < piece.len() {
+            self.short = true;
+            piece.iter_mut().skip(got).for_each(|byte| *byte = 0);
+        }
+        self.sums.update(piece);
+        if let Some(watch) = &mut self.taking.watch {
+            watch.piece(self.file, self.size - self.left, piece);
+        }
+        self.left -= piece.len() as u64;
+        Ok(got as u64)
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{ClosedPack, gone};
 use crate::repository::RepositoryError;
-use crate::repository::frame::{Encoder, MODEL_FRAME_RAW_BYTES};
+use crate::repository::frame::{Encoder, MODEL_FRAME_RAW_BYTES, RawFrame};
 use crate::repository::pack::PackWriter;
 use crate::repository::table::BlockTable;
 use crate::repository::vault::Vault;
@@ -61,7 +61,8 @@ struct State {
     wanted: Option<Room>,
     failure: Option<RepositoryError>,
     failed: bool,
-    spare: Vec<Vec<u8>>,
+    spare_raw: Vec<RawFrame>,
+    spare_frames: Vec<Vec<u8>>,
 }
 
 enum Step {
@@ -110,6 +111,19 @@ impl State {
         }
     }
 
+    fn keep_raw(&mut self, mut raw: RawFrame) {
+        if self.spare_raw.len() < SPARE_BUFFERS {
+            raw.clear();
+            self.spare_raw.push(raw);
+        }
+    }
+
+    fn keep_frame(&mut self, frame: Vec<u8>) {
+        if frame.capacity() > 0 && self.spare_frames.len() < SPARE_BUFFERS {
+            self.spare_frames.push(frame);
+        }
+    }
+
     fn fail(&mut self, failure: RepositoryError) {
         if !self.failed {
             self.failed = true;
@@ -143,7 +157,8 @@ impl Lane {
                 wanted: None,
                 failure: None,
                 failed: false,
-                spare: Vec::new(),
+                spare_raw: Vec::new(),
+                spare_frames: Vec::new(),
             }),
             changed: Condvar::new(),
             closed: Mutex::new(Some(closed)),
@@ -183,9 +198,9 @@ impl Lane {
     /// Takes the place of the next frame, once there is room. Returns the frame's job and an empty buffer.
     pub(super) fn enter(
         self: &Arc<Self>,
-        raw: Vec<u8>,
+        raw: RawFrame,
         written: &Arc<AtomicU64>,
-    ) -> Result<(Job, Vec<u8>), RepositoryError> {
+    ) -> Result<(Job, RawFrame), RepositoryError> {
         let mut state = self.lock();
         if state.is_full() {
             state = self.wait(state, Room::Much);
@@ -196,7 +211,7 @@ impl Lane {
         state.jobs += 1;
         state.under_way_bytes += raw.len();
         debug_assert!(state.under_way_bytes < state.limit_bytes + raw.len());
-        let buffer = state.spare.pop().unwrap_or_default();
+        let buffer = state.spare_raw.pop().unwrap_or_default();
         let job = Job {
             lane: Arc::clone(self),
             number,
@@ -278,8 +293,9 @@ impl Lane {
             state = self.lock();
             state.pack = pack;
             state.under_way_bytes -= raw_len;
-            if let Err(failure) = result {
-                state.fail(failure);
+            match result {
+                Ok(buffer) => state.keep_frame(buffer),
+                Err(failure) => state.fail(failure),
             }
             self.tell(&mut state);
         }
@@ -287,7 +303,8 @@ impl Lane {
         self.tell(&mut state);
     }
 
-    fn take(&self, step: Step, open: &mut Option<PackWriter>) -> Result<(), RepositoryError> {
+    /// Returns a buffer that can be filled again.
+    fn take(&self, step: Step, open: &mut Option<PackWriter>) -> Result<Vec<u8>, RepositoryError> {
         match step {
             Step::Awaited => Err(gone()),
             Step::Ready {
@@ -300,7 +317,7 @@ impl Lane {
                     None => open.insert(PackWriter::new(&self.vault)?),
                 };
                 written.store(pack.append(&frame, raw_len)?, Ordering::Relaxed);
-                Ok(())
+                Ok(frame)
             }
             Step::Close {
                 pack: number,
@@ -316,7 +333,8 @@ impl Lane {
                 };
                 let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
                 let publisher = closed.as_ref().ok_or_else(gone)?;
-                publisher.send(pack).map_err(|_| gone())
+                publisher.send(pack).map_err(|_| gone())?;
+                Ok(Vec::new())
             }
         }
     }
@@ -364,7 +382,7 @@ impl Drop for Watch<'_> {
 pub(super) struct Job {
     lane: Arc<Lane>,
     number: u64,
-    raw: Vec<u8>,
+    raw: RawFrame,
     written: Arc<AtomicU64>,
     settled: bool,
 }
@@ -375,24 +393,25 @@ impl Job {
     }
 
     pub(super) fn work(mut self, encoder: &mut Result<Encoder, RepositoryError>) {
+        let lane = Arc::clone(&self.lane);
+        let mut state = lane.lock();
+        let mut frame = state.spare_frames.pop().unwrap_or_default();
+        let unwanted = state.failed;
+        drop(state);
         let answer = match encoder {
-            _ if self.lane.has_failed() => Ok(Vec::new()),
-            Ok(encoder) => encoder.encode(&self.raw),
+            _ if unwanted => Ok(()),
+            Ok(encoder) => encoder.encode(self.raw.as_slice(), &mut frame),
             Err(err) => Err(RepositoryError::Invalid(err.to_string())),
         };
-        let raw_len = self.raw.len();
-        let mut raw = std::mem::take(&mut self.raw);
-        raw.clear();
-        let lane = Arc::clone(&self.lane);
+        let raw = std::mem::take(&mut self.raw);
+        let raw_len = raw.len();
         let mut state = lane.lock();
         self.settled = true;
         state.jobs -= 1;
-        if state.spare.len() < SPARE_BUFFERS {
-            state.spare.push(raw);
-        }
+        state.keep_raw(raw);
         let index = usize::try_from(self.number - state.first).unwrap_or(usize::MAX);
         match answer {
-            Ok(frame) => {
+            Ok(()) => {
                 if let Some(step) = state.steps.get_mut(index) {
                     *step = Step::Ready {
                         frame,

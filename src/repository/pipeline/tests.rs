@@ -191,6 +191,12 @@ fn frames(seed: u64, count: usize) -> Vec<Vec<u8>> {
     (0..count).map(frame).collect()
 }
 
+fn raw(bytes: &[u8]) -> RawFrame {
+    let mut raw = RawFrame::default();
+    raw.push(bytes);
+    raw
+}
+
 /// Hands frames over, a pack for each `each` of them.
 fn hand_over(
     pipeline: &mut Pipeline,
@@ -201,7 +207,7 @@ fn hand_over(
         let mut table = BlockTable::default();
         for frame in pack {
             table.push_block(u32::try_from(frame.len()).unwrap(), [0; 32]);
-            pipeline.frame(frame.clone())?;
+            pipeline.frame(raw(frame))?;
         }
         pipeline.close(i64::try_from(number).unwrap(), table)?;
     }
@@ -246,7 +252,7 @@ fn a_store_that_is_full_fails_the_archive_and_leaves_nothing() {
         let outcome = handed.and_then(|()| pipeline.finish().map(drop));
         assert!(outcome.unwrap_err().to_string().contains("no room at all"));
         // It stays failed.
-        assert!(pipeline.frame(vec![1]).is_err());
+        assert!(pipeline.frame(raw(&[1])).is_err());
         drop(pipeline);
         assert_eq!(world.files(), 0);
     }
@@ -279,7 +285,7 @@ fn an_archive_that_is_given_up_leaves_nothing_and_harms_no_other() {
         let mut pipeline = world.pipeline();
         // Its pack stays open.
         for frame in &given_up {
-            pipeline.frame(frame.clone()).unwrap();
+            pipeline.frame(raw(frame)).unwrap();
         }
         drop(pipeline);
         assert_eq!(world.files(), 0);
@@ -311,7 +317,7 @@ fn an_archive_that_has_ended_takes_nothing_more() {
     let mut pipeline = world.pipeline();
     hand_over(&mut pipeline, &frames(7, 3), 3).unwrap();
     pipeline.finish().unwrap();
-    assert!(pipeline.frame(vec![1]).is_err());
+    assert!(pipeline.frame(raw(&[1])).is_err());
     assert!(pipeline.close(1, BlockTable::default()).is_err());
     assert!(pipeline.finish().is_err());
     assert_eq!(world.files(), 1);

@@ -14,7 +14,7 @@ use super::decide::{self, Share};
 use super::sizes::Sizes;
 use super::survey::{Close, Survey};
 use super::{Options, Report, new_run};
-use crate::repository::frame::{Decoder, FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES};
+use crate::repository::frame::{Decoder, FRAME_RAW_BYTES, MODEL_FRAME_RAW_BYTES, RawFrame};
 use crate::repository::index::IndexWriter;
 use crate::repository::lease::{self, Lease};
 use crate::repository::moved::Moved;
@@ -265,7 +265,7 @@ struct Copier {
     vault: Arc<Vault>,
     index: Arc<IndexWriter>,
     decoder: Decoder,
-    frame: Vec<u8>,
+    frame: RawFrame,
     frame_limit: usize,
     pack_limit: u64,
     /// The number of the pack being written.
@@ -286,7 +286,7 @@ impl Copier {
             vault: Arc::clone(vault),
             index,
             decoder: Decoder::new().map_err(|e| RepositoryError::io("set up zstd", e))?,
-            frame: Vec::new(),
+            frame: RawFrame::default(),
             frame_limit: FRAME_RAW_BYTES,
             pack_limit: PACK_BYTES,
             pack: 0,
@@ -334,7 +334,7 @@ impl Copier {
                     pack,
                     why: format!("its block table does not fit its frames at byte {at}"),
                 })?;
-            self.frame.extend_from_slice(bytes);
+            self.frame.push(bytes);
             let place = Range {
                 pack: self.pack,
                 offset: self.pack_raw,

@@ -75,6 +75,7 @@ fn open(repository: &Repository, pack: PackName) -> Result<Option<PackReader>, R
 pub(super) struct Saved {
     open: Option<(PackWriter, Encoder)>,
     frame: Vec<u8>,
+    encoded: Vec<u8>,
     table: BlockTable,
     pub(super) raw_bytes: u64,
 }
@@ -104,7 +105,8 @@ impl Saved {
 
     fn close_frame(&mut self) -> Result<(), RepositoryError> {
         if let Some((writer, encoder)) = self.open.as_mut().filter(|_| !self.frame.is_empty()) {
-            writer.append(&encoder.encode(&self.frame)?, self.frame.len())?;
+            encoder.encode(&self.frame, &mut self.encoded)?;
+            writer.append(&self.encoded, self.frame.len())?;
             self.frame.clear();
         }
         Ok(())

@@ -245,6 +245,76 @@ fn changed_pages_alone_are_stored_and_the_rest_is_shared() {
     assert_eq!(place.extracted(&third)["relation"], body);
 }
 
+/// Known and new blocks in every mixture, bodies that end anywhere, and entries of other kinds between them.
+#[test]
+fn files_in_blocks_of_one_length_come_back_whatever_changes() {
+    const UNIT: usize = 8192;
+    let place = Place::new();
+    let mut state = 11u64;
+    let mut next = move |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let cuts = [
+        ("1-content", Cut::Content, 90_000),
+        ("2-pages", Cut::Pages(8192), 3_000_000),
+        ("3-model", Cut::Model, 2_500_000),
+        ("4-pages", Cut::Pages(8192), 1_200_000),
+        ("5-blocks", Cut::Blocks(8192), 700_000),
+        ("6-content", Cut::Content, 150_000),
+        ("7-pages", Cut::Pages(8192), 600_000),
+    ];
+    let mut bodies = cuts.map(|(_, _, length)| noise(length, length as u64));
+    // How many of a hundred blocks change.
+    for share in [100, 0, 1, 3, 50, 97, 100, 10] {
+        let mut changed_bytes = 0;
+        for ((_, cut, _), body) in cuts.iter().zip(&mut bodies) {
+            let unit = if *cut == Cut::Model { 1 << 20 } else { UNIT };
+            for block in body.chunks_mut(unit) {
+                if next(100) < share {
+                    block[next(block.len())] ^= 1 << next(8);
+                    changed_bytes += unit;
+                }
+            }
+            // Its end moves, too, to any byte.
+            let length = match next(3) {
+                0 => body.len() - next(2 * UNIT),
+                1 => body.len() + next(2 * UNIT),
+                _ => body.len(),
+            };
+            if length != body.len() {
+                changed_bytes += 3 * unit;
+            }
+            body.resize(length, u8::try_from(next(256)).unwrap());
+        }
+        let files: Vec<_> = cuts.iter().zip(&bodies).collect();
+        let night = place.backup(|archive| {
+            for ((name, cut, _), body) in &files {
+                let path = place.data().join(name);
+                std::fs::write(&path, body).unwrap();
+                archive.file(name, &path, *cut, OnChange::Repaired).unwrap();
+            }
+        });
+        let extracted = place.extracted(&night);
+        for ((name, _, _), body) in &files {
+            assert!(extracted[*name] == **body, "{name} at {share} %");
+        }
+        let read = place.read(&night);
+        if let Some(told) = &night.archives[0].stream_xxh3 {
+            let found = xxhash_rust::xxh3::xxh3_128(&read);
+            assert_eq!(*told, format!("{found:032x}"));
+        }
+        // What did not change is not stored again, but for headers and what is cut by content.
+        assert!(
+            night.stored_bytes < changed_bytes as u64 + 600_000,
+            "{} bytes stored, {changed_bytes} changed, {share} %",
+            night.stored_bytes
+        );
+    }
+}
+
 #[test]
 fn copies_of_a_small_database_file_are_stored_once() {
     let place = Place::new();

@@ -175,6 +175,7 @@ impl Cache {
     }
 
     pub fn note_part(&mut self, part: &str) -> Result<(), RepositoryError> {
+        self.transaction()?;
         self.parts.learn(&self.db, part).map_err(failed)
     }
 
@@ -185,6 +186,7 @@ impl Cache {
         name: PackName,
         table: &BlockTable,
     ) -> Result<(), RepositoryError> {
+        self.transaction()?;
         let pack = self.packs.number_of(&self.db, name).map_err(failed)?;
         let mut offset = 0;
         for run in table.runs() {
@@ -224,6 +226,18 @@ impl Cache {
         Ok(())
     }
 
+    /// The run's transaction, which must still be open: what SQLite cannot write makes it roll back all that the
+    /// run wrote, its packs' numbers too, and each row that was written after that would stand for itself.
+    fn transaction(&self) -> Result<&Connection, RepositoryError> {
+        if self.run > 0 && self.db.is_autocommit() {
+            return Err(RepositoryError::Invalid(
+                "the local cache lost what this run wrote to it: see above why, or check that the state directory (LIFEBOAT_STATE) has space"
+                    .to_owned(),
+            ));
+        }
+        Ok(&self.db)
+    }
+
     /// Writes what is only remembered into the run's transaction, as the commit does at the latest.
     pub fn write_out(&mut self) -> Result<(), RepositoryError> {
         self.write_pending()
@@ -232,6 +246,7 @@ impl Cache {
     /// Makes the run's entries the cache's, and drops files of `archives` that no run met for long.
     pub fn commit(&mut self, archives: &[String]) -> Result<(), RepositoryError> {
         self.write_pending()?;
+        self.transaction()?;
         self.packs
             .note(&self.db)
             .and_then(|()| self.parts.note(&self.db))
@@ -262,16 +277,19 @@ impl Cache {
 
     /// A number for a pack that has no name yet.
     pub fn new_pack(&mut self) -> Result<PackRef, RepositoryError> {
+        self.transaction()?;
         self.packs.add(&self.db).map_err(failed)
     }
 
     /// The number of a pack that is in the repository.
     pub fn adopt_pack(&mut self, name: PackName) -> Result<PackRef, RepositoryError> {
+        self.transaction()?;
         self.packs.number_of(&self.db, name).map_err(failed)
     }
 
     /// Names a published pack.
     pub fn name_pack(&mut self, pack: PackRef, name: PackName) -> Result<(), RepositoryError> {
+        self.transaction()?;
         self.packs.set_name(&self.db, pack, name).map_err(failed)
     }
 
@@ -302,7 +320,7 @@ impl Cache {
     fn write_pending(&mut self) -> Result<(), RepositoryError> {
         self.has_blocks |= !self.pending.is_empty();
         for (id, at) in &self.pending {
-            rows::put_block(&self.db, id, *at).map_err(failed)?;
+            rows::put_block(self.transaction()?, id, *at).map_err(failed)?;
         }
         self.pending.clear();
         Ok(())
@@ -332,8 +350,9 @@ impl Cache {
         file: &CachedFile,
         pages: &[PageId],
     ) -> Result<(), RepositoryError> {
-        rows::put_file(&self.db, archive, name, self.run, file)
-            .and_then(|()| rows::put_pages(&self.db, archive, name, pages))
+        let db = self.transaction()?;
+        rows::put_file(db, archive, name, self.run, file)
+            .and_then(|()| rows::put_pages(db, archive, name, pages))
             .map_err(failed)
     }
 
@@ -347,7 +366,7 @@ impl Cache {
         if self.run - known.met < REFRESH_AFTER {
             return Ok(());
         }
-        rows::meet(&self.db, archive, name, self.run).map_err(failed)
+        rows::meet(self.transaction()?, archive, name, self.run).map_err(failed)
     }
 }
 
@@ -378,4 +397,60 @@ fn failed(err: rusqlite::Error) -> RepositoryError {
     RepositoryError::Invalid(format!(
         "the local cache cannot be used: {err}. Check that the state directory (LIFEBOAT_STATE) is writable and has space"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn open(dir: &Path) -> Cache {
+        Cache::open(dir, "id-1", &HashSet::new(), &|_| Ok(None)).unwrap()
+    }
+
+    #[test]
+    fn a_run_whose_rows_were_rolled_back_leaves_none() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()));
+        let mut cache = open(dir.path());
+        cache.begin().unwrap();
+        let pack = cache.new_pack().unwrap();
+        let place = |number: u64| Range {
+            pack,
+            offset: number * 100,
+            length: 100,
+        };
+        let id = |number: u64| *blake3::hash(&number.to_le_bytes()).as_bytes();
+        for number in 0..20_000 {
+            cache.add_block(&id(number), place(number)).unwrap();
+        }
+        // As on a disk that is full.
+        let limit = |cache: &Cache, pages: i64| {
+            let set = format!("PRAGMA max_page_count = {pages}");
+            cache.db.query_row(&set, [], |_| Ok(())).unwrap();
+        };
+        limit(&cache, 30);
+        cache.write_out().unwrap_err();
+        // And space again: what was written is gone, and nothing must be written in its place.
+        limit(&cache, 1_000_000);
+        assert!(cache.db.is_autocommit());
+        cache.write_out().unwrap_err();
+        cache.new_pack().unwrap_err();
+        cache.note_part("part").unwrap_err();
+        let file = CachedFile {
+            identity: None,
+            ranges: RangeList::default(),
+            header_bytes: 0,
+            crc32c: None,
+        };
+        cache.put_file("n8n", b"file", &file, &[]).unwrap_err();
+        cache.commit(&[]).unwrap_err();
+        drop(cache);
+        let cache = open(dir.path());
+        for table in ["blocks", "packs", "files", "parts"] {
+            let count = format!("SELECT count(*) FROM {table}");
+            let count: i64 = cache.db.query_row(&count, [], |row| row.get(0)).unwrap();
+            assert_eq!(count, 0, "{table}");
+        }
+    }
 }

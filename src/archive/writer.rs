@@ -7,11 +7,11 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::thread::ScopedJoinHandle;
 
 use super::entry::{ArchiveError, Cut, EntryMeta, FileOutcome, OnChange};
 use super::header::{self, Kind};
 use super::walk::{self, EntryKind, Rules, TreeCounts};
+use crate::repository::RepositoryError;
 use crate::repository::cutter::Cutter;
 use crate::repository::sink::{EndedSink, Sink};
 
@@ -235,15 +235,22 @@ impl ArchiveWriter {
     /// Ends several at once; their order stays. The first failure, when all have ended.
     pub fn end_all(archives: Vec<Self>) -> Result<Vec<EndedArchive>, ArchiveError> {
         std::thread::scope(|scope| {
-            let ending: Vec<_> = archives
+            let end = |archive: Self| {
+                std::thread::Builder::new()
+                    .name("end".to_owned())
+                    .spawn_scoped(scope, || archive.end())
+                    .map_err(|e| RepositoryError::io("start a thread", e))
+            };
+            let ending: Vec<_> = archives.into_iter().map(end).collect();
+            let ended: Vec<_> = ending
                 .into_iter()
-                .map(|archive| scope.spawn(|| archive.end()))
+                .map(|ending| {
+                    ending?
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
                 .collect();
-            let ended: Vec<_> = ending.into_iter().map(ScopedJoinHandle::join).collect();
-            ended
-                .into_iter()
-                .map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            ended.into_iter().collect()
         })
     }
 

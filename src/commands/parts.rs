@@ -4,6 +4,8 @@
 //! What takes long runs for several services side by side: holding and copying before the instants are fixed,
 //! after it first the files that go on changing, then what the servers hold still, and the ends of the archives.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
@@ -11,7 +13,7 @@ use tracing::Instrument as _;
 use super::Context;
 use super::output::BackupBar;
 use crate::archive::{ArchiveWriter, EndedArchive, SealedArchive};
-use crate::repository::session::{ArchiveNotes, Backup};
+use crate::repository::session::{ArchiveNotes, Backup, Session};
 use crate::services::{PointInTime, RunContext, Service, ServiceKind, ServiceReport};
 use crate::stack::ContainerRef;
 
@@ -41,8 +43,10 @@ impl Part {
     async fn take(&mut self, step: Step) -> anyhow::Result<()> {
         let archive = self.archive.as_mut().context("an archive was not begun")?;
         match step {
-            Step::Copy(run) => {
+            Step::Copy(run, session) => {
                 self.service.hold(&run).await?;
+                // Another may have failed meanwhile.
+                session.check_stop()?;
                 self.service.copy(archive).await?;
             }
             Step::Drain => self.report = Some(self.service.drain(archive).await?),
@@ -55,7 +59,7 @@ impl Part {
 #[derive(Clone)]
 enum Step {
     /// Each holds first what it copies: a server that takes its time keeps no other waiting.
-    Copy(RunContext),
+    Copy(RunContext, Arc<Session>),
     Drain,
 }
 
@@ -106,7 +110,8 @@ async fn steps(
     for part in &mut *parts {
         part.archive = Some(session.archive(part.service.name())?);
     }
-    side_by_side(parts, session, &Step::Copy(run.clone()), |_| true).await?;
+    let copy = Step::Copy(run.clone(), session.session().clone());
+    side_by_side(parts, session, &copy, |_| true).await?;
     bar.say("freeze");
     // The instants that matter, as close together as they come.
     parts.sort_by_key(|part| freeze_order(part.service.kind()));

@@ -1,7 +1,7 @@
 //! Frames: independent zstd frames with content size and checksum, the unit of compression.
 //!
-//! A frame is decoded again before it leaves this module, and the checksum in it, which is of what went in, must be
-//! that of what came out: an encoder's fault never reaches a pack.
+//! A frame is decoded again and compared before it leaves this module: an encoder's fault never reaches a
+//! pack.
 
 use std::io;
 
@@ -66,7 +66,7 @@ impl RawFrame {
 
     /// Keeps a piece of the room, behind what was kept before.
     pub fn keep(&mut self, at: usize, length: usize) {
-        debug_assert!(at >= self.filled && at + length <= self.bytes.len());
+        assert!(at >= self.filled && at + length <= self.bytes.len());
         if at != self.filled {
             self.bytes.copy_within(at..at + length, self.filled);
         }
@@ -126,11 +126,10 @@ impl Encoder {
         }
         self.check.clear();
         self.check.reserve(raw.len());
-        // Its checksum is of `raw`, as the encoder read it.
-        let decoded = self
-            .decompressor
-            .decompress_to_buffer(frame, &mut self.check);
-        if decoded.is_err() || self.check.len() != raw.len() {
+        self.decompressor
+            .decompress_to_buffer(frame, &mut self.check)
+            .map_err(|e| RepositoryError::io("decode a frame that was just written", e))?;
+        if self.check != raw {
             return Err(RepositoryError::Invalid(
                 "a compressed frame does not decode to what went in: memory or the processor is faulty; nothing was stored".to_owned(),
             ));

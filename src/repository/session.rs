@@ -85,7 +85,8 @@ impl Session {
         }
     }
 
-    pub(super) fn check_stop(&self) -> Result<(), RepositoryError> {
+    /// Fails once the run is to be given up.
+    pub fn check_stop(&self) -> Result<(), RepositoryError> {
         if self.stop.load(Ordering::Relaxed) {
             Err(RepositoryError::Stopped)
         } else {
@@ -338,13 +339,14 @@ impl Backup<'_> {
                 (sealed, record)
             })
             .collect();
-        // The cache is brought up to date meanwhile, which changes nothing before it is committed.
+        // The cache is written meanwhile, which changes nothing before it is committed. What fails, fails again then.
         std::thread::scope(|scope| {
-            let writing = scope.spawn(|| self.session.cache().write_out());
-            let stored = self.store_lists(&archives);
-            // What could not be written is tried again when the cache is committed.
-            drop(writing.join());
-            stored
+            let writing = || drop(self.session.cache().write_out());
+            let thread = std::thread::Builder::new().spawn_scoped(scope, writing);
+            if let Err(err) = thread {
+                tracing::debug!("no thread writes the cache ahead: {err}");
+            }
+            self.store_lists(&archives)
         })?;
         let records: Vec<_> = archives.into_iter().map(|(_, record)| record).collect();
         let (started, finished, imported) = match notes.imported {

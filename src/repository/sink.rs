@@ -131,6 +131,7 @@ impl Sink {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.session.check_stop()?;
         self.pass(bytes);
         match self.unknown_block(bytes)? {
             Some(new) => self.append(new, bytes),
@@ -159,9 +160,11 @@ impl Sink {
     }
 
     /// Room for the next blocks of a body whose blocks are all `unit` long and of which `left` bytes, at least
-    /// one block, are left: as much as fills the frame. [`Self::take_room`] must follow when it is filled.
+    /// one block, are left: as much as fills the frame, or half of one, so that blocks which are known and fill
+    /// none are not read one by one. [`Self::take_room`] must follow when it is filled.
     pub fn room(&mut self, unit: usize, left: u64) -> &mut [u8] {
-        let missing = self.frame_limit.saturating_sub(self.frame.len()).max(1);
+        let missing = self.frame_limit.saturating_sub(self.frame.len());
+        let missing = missing.max(self.frame_limit / 2);
         let whole = usize::try_from(left).unwrap_or(usize::MAX) / unit * unit;
         self.frame.room(missing.next_multiple_of(unit).min(whole))
     }
@@ -175,6 +178,7 @@ impl Sink {
         old: &mut OldPages<'_>,
         pages: &mut Vec<PageId>,
     ) -> Result<(), RepositoryError> {
+        self.session.check_stop()?;
         let mut frame = std::mem::take(&mut self.frame);
         let begin = frame.len();
         self.pass(frame.beyond(begin, length));
@@ -222,6 +226,7 @@ impl Sink {
 
     /// Adds an unchanged entry by its ranges, unread.
     pub fn splice(&mut self, name: &[u8], known: &KnownFile) -> Result<(), RepositoryError> {
+        self.session.check_stop()?;
         let ranges = &known.file.ranges;
         self.stream_hash = None;
         self.session.pause();
@@ -366,7 +371,6 @@ impl Sink {
 
     /// Notes the place of a block that the current frame gets next.
     fn place(&mut self, new: New, length: usize) -> Result<(), RepositoryError> {
-        self.session.check_stop()?;
         let pack = match self.pack {
             Some(pack) => pack,
             None => *self.pack.insert(self.session.cache().new_pack()?),

@@ -26,8 +26,8 @@ pub trait Watch {
     /// The body begins, perhaps for another time.
     fn begin(&mut self);
 
-    /// The next bytes of the body and where they begin; all but the last are whole multiples of what the body
-    /// is cut into.
+    /// The next bytes of the body and where they begin; all but the last are whole multiples of a page that
+    /// 256 KiB is a multiple of.
     fn piece(&mut self, file: &File, offset: u64, bytes: &[u8]);
 
     /// Whether the next backup may splice the file in unread while it stays as it is.
@@ -181,17 +181,20 @@ impl ArchiveWriter {
         let header = header::encode(name, &entry, Kind::File { size });
         self.sink.begin_body(cut);
         self.sink.block(&header)?;
-        let old_ids = match (cut, parent) {
-            (Cut::Pages(_), Some(_)) => self.sink.cached_pages(name)?,
-            _ => Vec::new(),
+        let unit = cutter::unit(cut);
+        let is_paged = matches!(cut, Cut::Pages(_));
+        let parent = parent.filter(|_| is_paged);
+        let old_ids = match parent {
+            Some(_) => self.sink.cached_pages(name)?,
+            None => Vec::new(),
         };
-        let mut old = match (cut, parent) {
-            (Cut::Pages(unit), Some(parent)) => OldPages::new(unit, parent, &old_ids),
+        let mut old = match (unit, parent) {
+            (Some(unit), Some(parent)) => OldPages::new(unit, parent, &old_ids),
             _ => OldPages::none(),
         };
         let mut pages = Vec::new();
         let mut body = Body::begin(file, size, taking);
-        if let Some(unit) = cutter::unit(cut) {
+        if let Some(unit) = unit {
             while body.left >= unit as u64 {
                 let room = self.sink.room(unit, body.left);
                 let length = room.len();

@@ -27,7 +27,7 @@ use crate::repository::pack::PackWriter;
 use crate::repository::table::BlockTable;
 use crate::repository::vault::Vault;
 
-/// Raw bytes of frames under way, for each that is compressed at the same time: as large as frames get.
+/// Raw bytes of frames under way, for each that is compressed at the same time: what the largest are closed at.
 const FRAME_BYTES: usize = MODEL_FRAME_RAW_BYTES;
 /// Of so many frames at once one thread has enough to do with appending them.
 const AT_ONCE_LIMIT: usize = 8;

@@ -5,8 +5,6 @@ use crate::repository::store::Store;
 
 const KEY: &str = "reserve";
 const BYTES: usize = 8 * 1024 * 1024;
-/// It is made of copies of this much: file systems do not compress over so far.
-const PIECE_BYTES: usize = 1024 * 1024;
 /// With less than this free, even small files may not fit.
 const FULL_BELOW_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -33,16 +31,10 @@ pub fn put_back(store: &dyn Store) -> Result<(), RepositoryError> {
         Err(RepositoryError::Missing(_)) => {}
         other => return other.map(drop),
     }
-    // A file system that compresses must not make nothing of it.
-    let mut piece = vec![0; PIECE_BYTES];
-    rand::fill(&mut piece);
-    let mut spool = store.spool()?;
-    for _ in 0..BYTES / PIECE_BYTES {
-        spool
-            .write_all(&piece)
-            .map_err(|e| RepositoryError::io("write the reserve", e))?;
-    }
-    match spool.publish(KEY) {
+    // A file system that compresses or knows copies must not make nothing of it.
+    let mut bytes = vec![0; BYTES];
+    rand::fill(&mut bytes);
+    match store.put(KEY, &bytes) {
         Err(RepositoryError::Exists(_)) => Ok(()),
         other => other,
     }

@@ -23,9 +23,9 @@ impl<'a> OldPages<'a> {
         }
     }
 
-    pub fn new(unit: u32, file: &'a CachedFile, ids: &'a [PageId]) -> Self {
+    pub fn new(unit: usize, file: &'a CachedFile, ids: &'a [PageId]) -> Self {
         let mut pages = Self {
-            unit: u64::from(unit),
+            unit: unit as u64,
             ids: ids.iter(),
             ranges: file.ranges.as_slice().iter(),
             current: None,
